@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from tokenbus.producer.client.pool_status import MAX_TENANTS, read_status
+from tokenbus.producer.contract.address import whole_tenant
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class PriorityFigures:
 
 @dataclass(frozen=True, slots=True)
 class LaneFigures:
-    """The jobs of one tenant at one priority; what was handed back counts as none of them."""
+    """The jobs of one tenant at one priority, those of its shares among them.
+
+    What was handed back counts as none of them.
+    """
 
     priority: int
     tenant: str
@@ -106,8 +110,6 @@ async def read_figures(
     redis: Redis, keys: Keys, *, assumed_tokens_per_s: float = ASSUMED_TOKENS_PER_S
 ) -> PoolFigures:
     """Read the figures of a pool. Raises: what redis raises."""
-    # Untyped: redis-py states some of its types wrongly.
-    untyped: Any = redis
     status = await read_status(redis, keys, with_oldest=True)
     priorities = range(NUM_PRIORITIES)
     async with redis.pipeline(transaction=False) as pipe:
@@ -119,11 +121,12 @@ async def read_figures(
             pipe.zrange(keys.of("backlog", str(priority)), 0, MAX_TENANTS - 1)
         load, (model, *drain), later, *replies = await pipe.execute()
     held = [{name.decode(): int(n) for name, n in reply.items()} for reply in replies[::2]]
-    lanes = await _lanes(redis, keys, status, held, replies[1::2])
-    tenants = sorted({lane.tenant for lane in lanes})
-    tokens = (
-        await untyped.hmget(keys.of("load"), [f"tenant:{t}" for t in tenants]) if tenants else []
-    )
+    known = [
+        {*held[p], *(name.decode(errors="replace") for name in replies[2 * p + 1])}
+        | {job.tenant for job in status.oldest if job.priority == p}
+        for p in priorities
+    ]
+    lanes = await _lanes(redis, keys, status, held, known)
     drained = _Drain.read(drain, len(status.workers))
     due_jobs, due_tokens = _due(status, later)
     return PoolFigures(
@@ -142,9 +145,7 @@ async def read_figures(
             for priority in priorities
         ),
         lanes=lanes,
-        tenant_waiting_tokens={
-            tenant: int(found or 0) for tenant, found in zip(tenants, tokens, strict=True)
-        },
+        tenant_waiting_tokens=await _waiting_tokens(redis, keys, lanes, known),
         drain_tokens_per_s=drained.tokens_per_s if drained else None,
         seconds_of_backlog=(
             drained.seconds_for(due_jobs, due_tokens)
@@ -157,38 +158,53 @@ async def read_figures(
 _UNITS = ("jobs", "tokens")
 
 
+async def _waiting_tokens(
+    redis: Redis, keys: Keys, lanes: Iterable[LaneFigures], known: Iterable[set[str]]
+) -> Mapping[str, int]:
+    """Return the waiting tokens of the tenants of lanes, those of their shares among them."""
+    # Untyped: redis-py states some of its types wrongly.
+    untyped: Any = redis
+    shown = {lane.tenant for lane in lanes}
+    tenants = sorted(name for name in set().union(*known) if whole_tenant(name) in shown)
+    counts: Counter[str] = Counter()
+    if tenants:
+        tokens = await untyped.hmget(keys.of("load"), [f"tenant:{name}" for name in tenants])
+        for name, found in zip(tenants, tokens, strict=True):
+            counts[whole_tenant(name)] += int(found or 0)
+    return counts
+
+
 async def _lanes(
     redis: Redis,
     keys: Keys,
     status: PoolStatus,
     held: list[dict[str, int]],
-    backlogs: list[list[bytes]],
+    known: list[set[str]],
 ) -> tuple[LaneFigures, ...]:
     """Count the jobs of the tenants that have most of them, priority by priority."""
-    waiting = [
-        (priority, tenant.decode(errors="replace"))
-        for priority, tenants in enumerate(backlogs)
-        for tenant in tenants
-    ]
-    lengths: dict[tuple[int, str], int] = {}
-    if waiting:
+    names = [(priority, name) for priority, each in enumerate(known) for name in each]
+    lengths: list[int] = []
+    if names:
         async with redis.pipeline(transaction=False) as pipe:
-            for priority, tenant in waiting:
-                pipe.xlen(keys.lane(priority, tenant))
-            lengths = dict(zip(waiting, await pipe.execute(), strict=True))
-    oldest = {(job.priority, job.tenant): job.age_s for job in status.oldest}
+            for priority, name in names:
+                pipe.xlen(keys.lane(priority, name))
+            lengths = await pipe.execute()
+    waiting: Counter[tuple[int, str]] = Counter()
+    running: Counter[tuple[int, str]] = Counter()
+    for (priority, name), length in zip(names, lengths, strict=True):
+        lane = (priority, whole_tenant(name))
+        waiting[lane] += length
+        running[lane] += held[priority].get(name, 0)
+    oldest: dict[tuple[int, str], float] = {}
+    for job in status.oldest:
+        lane = (job.priority, whole_tenant(job.tenant))
+        oldest[lane] = max(job.age_s, oldest.get(lane, 0.0))
     lanes = []
-    for priority, tenants in enumerate(held):
-        known = {*tenants, *(tenant for at, tenant in {*lengths, *oldest} if at == priority)}
+    for priority in range(NUM_PRIORITIES):
         found = [
-            LaneFigures(
-                priority,
-                tenant,
-                waiting_jobs=lengths.get((priority, tenant), 0),
-                held_jobs=tenants.get(tenant, 0),
-                oldest_age_s=oldest.get((priority, tenant)),
-            )
-            for tenant in known
+            LaneFigures(*lane, waiting[lane], running[lane], oldest.get(lane))
+            for lane in waiting
+            if lane[0] == priority
         ]
         found.sort(key=lambda lane: (-lane.waiting_jobs, -lane.held_jobs, lane.tenant))
         lanes += found[:MAX_TENANTS]

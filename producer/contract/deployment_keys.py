@@ -9,6 +9,7 @@ cluster too. They lie in the database of the server's URL.
 | api_keys  | set    | ids of all API keys, revoked ones too                                       |
 | api_key   | hash   | `api_key:<id>`: digest of the secret, tenant, weight, limits, state         |
 | key_use   | string | `key_use:<id>:<kind>:<window>`: requests or tokens of a window; TTL         |
+| open_use  | zset   | note of a job that is counted on a key -> when to look after it next, in ms |
 | batch_use | hash   | `batch_use:<batch>`: line -> what it was counted with, "" once settled; TTL |
 | shares    | zset   | `shares:<tenant>`: fairness share -> when it was used last, in ms; TTL      |
 | stream    | string | `stream:<job>`: the form of a job's stream; TTL of the result               |
@@ -54,6 +55,11 @@ def chat(owner: str, tag: str) -> str:
 def key_use(key_id: str, kind: str, window: str) -> str:
     """Return the counter of a key's requests or tokens in a minute or a month."""
     return f"{PREFIX}key_use:{key_id}:{kind}:{window}"
+
+
+def open_use() -> str:
+    """Return the notes of jobs that are counted on keys, by the time of the next look at them."""
+    return f"{PREFIX}open_use"
 
 
 def batch_use(batch_id: str) -> str:

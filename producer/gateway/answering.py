@@ -25,6 +25,7 @@ from tokenbus.producer.gateway.jobs.stream_form import (
     parse_cursor,
 )
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
+from tokenbus.producer.gateway.pools.prompt_tokens import check_told_prompts, told_prompts
 from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
 from tokenbus.producer.gateway.request_headers import ticket_of, trace_of
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.contract.result import JobResult
     from tokenbus.producer.gateway.access.caller import Caller
-    from tokenbus.producer.gateway.access.limits import Reservation
     from tokenbus.producer.gateway.gateway import Gateway
     from tokenbus.producer.gateway.jobs.open_streams import OpenStream
     from tokenbus.producer.gateway.jobs.stream_form import Kind
@@ -76,11 +76,44 @@ async def answer(
     resumed = await resumed_stream(gateway, request, caller, kind)
     if resumed is not None:
         return resumed
+    check_told_prompts(asked)
     who = caller.for_user(asked.user)
     served = await gateway.models.resolve(asked.model, who)
-    accepted = await submit_all(gateway, request, who, asked, prompts, served, names)
-    jobs = [job for job, _ in accepted]
-    form = StreamForm(
+    jobs = await submit_all(gateway, request, who, asked, prompts, served, names)
+    form = _form_of(asked, served, jobs, kind, names)
+    stream = gateway.streams.open(who, jobs)
+    headers = _headers(asked.ignored, jobs)
+    try:
+        await keep_form(gateway.redis, form, gateway.result_ttl_s)
+        if asked.is_streamed:
+            after = _plain_cursor(request, jobs)
+            return await _streamed(gateway, form, jobs, stream, headers, after)
+    except BaseException:
+        gateway.streams.close(stream, is_left=True)
+        raise
+    found = await _results(gateway, request, form, jobs, stream)
+    told: dict[str, Any] = {
+        "texts": await _texts(gateway, jobs, found),
+        "prompts": await told_prompts(served.client, asked, prompts),
+        "wire_id": form.wire_id,
+        "created": form.created,
+        "model": form.model,
+        "tier": form.tier,
+        "with_logprobs": form.with_logprobs,
+    }
+    body = chat_answer(found[0], **told) if kind == "chat" else completion_answer(found, **told)
+    return JSONResponse(body, headers=dict(headers))
+
+
+def _form_of(
+    asked: GenerationAsked,
+    served: ServedPool,
+    jobs: Sequence[SubmittedJob],
+    kind: Kind,
+    names: Sequence[Mapping[str, str]],
+) -> StreamForm:
+    """Return how the answers of new jobs are told."""
+    return StreamForm(
         kind=kind,
         jobs=tuple(job.job_id for job in jobs),
         created=jobs[0].created,
@@ -92,18 +125,6 @@ async def answer(
         tier=asked.tier,
         names=tuple(dict(each) for each in names),
     )
-    reservations = [reservation for _, reservation in accepted]
-    stream = gateway.streams.open(who, jobs)
-    headers = _headers(asked.ignored, jobs)
-    try:
-        await keep_form(gateway.redis, form, gateway.result_ttl_s)
-        if asked.is_streamed:
-            after = _plain_cursor(request, jobs)
-            return await _streamed(gateway, form, jobs, stream, headers, reservations, after)
-    except BaseException:
-        gateway.streams.close(stream, is_left=True)
-        raise
-    return await _at_once(gateway, request, form, jobs, stream, headers, reservations)
 
 
 async def resumed_stream(
@@ -145,7 +166,7 @@ async def stream_of(
         raise no_cursor()
     stream = gateway.streams.open(caller, jobs)
     try:
-        return await _streamed(gateway, form, jobs, stream, _headers((), jobs), (), after)
+        return await _streamed(gateway, form, jobs, stream, _headers((), jobs), after)
     except BaseException:
         gateway.streams.close(stream, is_left=True)
         raise
@@ -172,14 +193,14 @@ async def submit_all(
     prompts: Sequence[Mapping[str, Any]],
     served: ServedPool,
     names: Sequence[Mapping[str, str]],
-) -> list[tuple[SubmittedJob, Reservation | None]]:
+) -> list[SubmittedJob]:
     """Submit a job for each prompt: all of them, or none."""
-    accepted: list[tuple[SubmittedJob, Reservation | None]] = []
+    accepted: list[SubmittedJob] = []
     key = request.headers.get("idempotency-key") or asked.idempotency_key
     try:
         for number, prompt in enumerate(prompts):
             part = key if key is None or not number else f"{key}/{number}"
-            job, reservation = await gateway.door.submit(
+            job = await gateway.door.submit(
                 caller,
                 served,
                 {**asked.fields, **prompt, **_length(asked, prompt, served), **trace_of(request)},
@@ -188,13 +209,11 @@ async def submit_all(
                 ticket=ticket_of(request),
                 names=names[number],
             )
-            accepted.append((job, reservation))
+            accepted.append(job)
     except BaseException:
         await gateway.streams.cancel(
-            job for job, _ in accepted if job.place is not None and job.place.created
+            job for job in accepted if job.place is not None and job.place.created
         )
-        for _, reservation in accepted:
-            await gateway.door.settle(reservation, 0)
         raise
     return accepted
 
@@ -205,13 +224,12 @@ async def _streamed(
     jobs: Sequence[SubmittedJob],
     stream: OpenStream,
     headers: Mapping[str, str],
-    reservations: Sequence[Reservation | None],
     after: Sequence[int],
 ) -> Response:
     """Return the response of a stream, once it is known not to fail at once."""
     events = [PeekedEvents(job, stream.caller, gateway.keys) for job in jobs]
     if not any(after):
-        await _refuse_failures(gateway, form, events, reservations)
+        await _refuse_failures(gateway, form, jobs, events)
     vocabulary = gateway.models.vocabulary(jobs[0].client)
     frames = AnswerFrames(form, jobs, events, after, vocabulary)
     if stream.jobs_ahead:
@@ -220,9 +238,7 @@ async def _streamed(
     async def end() -> None:
         for each in events:
             await each.aclose()
-        for reservation, usage in zip(reservations, frames.usages, strict=False):
-            num_used = usage.prompt_tokens + usage.completion_tokens
-            await gateway.door.settle(reservation, num_used)
+        await gateway.door.settle(jobs)
 
     return FrameResponse(
         frames.frames(),
@@ -237,8 +253,8 @@ async def _streamed(
 async def _refuse_failures(
     gateway: Gateway,
     form: StreamForm,
+    jobs: Sequence[SubmittedJob],
     events: Sequence[PeekedEvents],
-    reservations: Sequence[Reservation | None],
 ) -> None:
     """Look at how the jobs begin. Raises: ApiError of the first that failed."""
 
@@ -259,21 +275,18 @@ async def _refuse_failures(
     if refused:
         for each in events:
             await each.aclose()
-        for reservation in reservations:
-            await gateway.door.settle(reservation, 0)
+        await gateway.door.settle(jobs)
         raise refused[0]
 
 
-async def _at_once(
+async def _results(
     gateway: Gateway,
     request: Request,
     form: StreamForm,
     jobs: Sequence[SubmittedJob],
     stream: OpenStream,
-    headers: Mapping[str, str],
-    reservations: Sequence[Reservation | None],
-) -> Response:
-    """Return the whole answer when it is there."""
+) -> list[JobResult]:
+    """Return the whole answers when they are there. Raises: ApiError."""
 
     async def result(number: int) -> JobResult:
         job = jobs[number]
@@ -287,38 +300,26 @@ async def _at_once(
 
     timeout_s = gateway.settings.gateway_answer_timeout_s
     try:
-        found = await attended(results(), request, stream, gateway.streams, timeout_s=timeout_s)
-    except ApiError as error:
+        return await attended(results(), request, stream, gateway.streams, timeout_s=timeout_s)
+    except ApiError:
         if len(jobs) > 1:
             # What is left is no answer to anyone.
             await gateway.streams.cancel(jobs)
-        for reservation in reservations:
-            await gateway.door.settle_refused(reservation, error)
         raise
-    for reservation, each in zip(reservations, found, strict=True):
-        usage = each.finish.usage
-        await gateway.door.settle(reservation, usage.prompt_tokens + usage.completion_tokens)
-    told: dict[str, Any] = {
-        "texts": await _texts(gateway, form, jobs, found),
-        "wire_id": form.wire_id,
-        "created": form.created,
-        "model": form.model,
-        "tier": form.tier,
-        "with_logprobs": form.with_logprobs,
-    }
-    if form.kind == "chat":
-        return JSONResponse(chat_answer(found[0], **told), headers=dict(headers))
-    return JSONResponse(completion_answer(found, **told), headers=dict(headers))
+    finally:
+        await gateway.door.settle(jobs)
 
 
 async def _texts(
-    gateway: Gateway, form: StreamForm, jobs: Sequence[SubmittedJob], found: Sequence[JobResult]
+    gateway: Gateway, jobs: Sequence[SubmittedJob], found: Sequence[JobResult]
 ) -> Mapping[int, str]:
     """Return the texts of all alternatives in the logprobs of results."""
-    if not form.with_logprobs:
+    entries = [choice.logprobs for result in found for choice in result.choices]
+    ids = set[int]().union(
+        *map(alternatives_of, (*entries, *(result.prompt_logprobs for result in found)))
+    )
+    if not ids:
         return NO_TEXTS
-    choices = [choice for result in found for choice in result.choices]
-    ids = set[int]().union(*(alternatives_of(choice.logprobs) for choice in choices))
     return await gateway.models.vocabulary(jobs[0].client).texts(ids)
 
 

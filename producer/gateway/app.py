@@ -83,8 +83,10 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with _opened(settings, metrics) as gateway:
             app.state.gateway = gateway
-            for router in ROUTERS if settings.gateway_serves_api else BOARD_ROUTERS:
-                app.include_router(router(gateway))
+            groups = ROUTERS if settings.gateway_serves_api else BOARD_ROUTERS
+            app.state.routers = [router(gateway) for router in groups]
+            for router in app.state.routers:
+                app.include_router(router)
             yield
 
     metrics = GatewayMetrics(settings.gateway_metrics_tenants)
@@ -140,21 +142,23 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
             drain_s=settings.gateway_drain_s,
             form_ttl_s=client_settings.result_ttl_s,
         )
-        looking = asyncio.create_task(streams.run())
+        door = JobDoor(served, keys, KeyUse(redis), Shares(redis), metrics)
+        looking = [asyncio.create_task(each.run()) for each in (streams, door.use)]
         try:
             yield Gateway(
                 settings=settings,
                 redis=redis,
                 models=served,
                 keys=keys,
-                door=JobDoor(served, keys, KeyUse(redis), Shares(redis), metrics),
+                door=door,
                 streams=streams,
                 metrics=metrics,
                 result_ttl_s=client_settings.result_ttl_s,
             )
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            for task in looking:
+                task.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)
             await streams.shut()
             await served.close()
 
@@ -169,7 +173,7 @@ async def _asks_for_keys(settings: GatewaySettings, redis: Redis) -> bool:
 
 def error_response(error: ApiError) -> JSONResponse:
     """Return the response of an error."""
-    return JSONResponse(error.body(), error.status, dict(error.headers))
+    return JSONResponse(error.body(), error.status, error.told_headers())
 
 
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
@@ -210,10 +214,10 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 def _methods_of(request: Request) -> list[str]:
     """Return what may be asked of the path of a request: its routes know of themselves alone."""
     found: set[str] = set()
-    for route in request.app.routes:
+    for route in (route for router in request.app.state.routers for route in router.routes):
         match, _ = route.matches(request.scope)
         if match is not Match.NONE:
-            found |= getattr(route, "methods", None) or set()
+            found |= route.methods
     return sorted(found)
 
 

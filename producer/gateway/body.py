@@ -24,18 +24,20 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
     limit = settings.gateway_max_body_bytes
     told = request.headers.get("content-length", "")
     if told.isdecimal() and int(told) > limit:
-        raise _too_large(limit)
+        raise too_large(request, f"The body has more than {limit} bytes.", "body_too_large")
     parts, size = [], 0
     try:
         async with asyncio.timeout(settings.gateway_body_timeout_s):
             async for part in request.stream():
                 size += len(part)
                 if size > limit:
-                    raise _too_large(limit)
+                    told = f"The body has more than {limit} bytes."
+                    raise too_large(request, told, "body_too_large")
                 parts.append(part)
     except TimeoutError:
         told = f"The body did not arrive within {settings.gateway_body_timeout_s:g} s."
-        raise ApiError(408, told, code="timeout", headers={"Connection": "close"}) from None
+        headers = {"Connection": "close", "Retry-After": "1"}
+        raise ApiError(408, told, code="timeout", headers=headers) from None
     return b"".join(parts)
 
 
@@ -63,10 +65,12 @@ def _decoded_slowly(body: bytes) -> Any:
         raise ApiError(400, "The body is no JSON that can be read.", code="invalid_json") from None
 
 
-def _too_large(limit: int) -> ApiError:
-    return ApiError(
-        413,
-        f"The body has more than {limit} bytes.",
-        code="body_too_large",
-        headers={"Connection": "close"},
-    )
+def too_large(request: Request, told: str, code: str) -> ApiError:
+    """Return the error of a body of which the rest is thrown away.
+
+    The connection stays open for it: many clients look for no answer before they have sent all,
+    and of one that is closed meanwhile they see the break alone. Who waits to be told whether to
+    send sends nothing then.
+    """
+    headers = {"Connection": "close"} if "expect" in request.headers else {}
+    return ApiError(413, told, code=code, headers=headers)

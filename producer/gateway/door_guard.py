@@ -14,6 +14,8 @@ from starlette.responses import JSONResponse
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from tokenbus.producer.telemetry.gateway_metrics import GatewayMetrics
@@ -38,11 +40,8 @@ class DoorGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        size, given = len(scope.get("raw_path") or b"") + len(scope["query_string"]), b""
-        for name, value in scope["headers"]:
-            size += len(name) + len(value)
-            if name == b"x-request-id":
-                given = value
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
 
         began_at = time.monotonic()
@@ -58,10 +57,9 @@ class DoorGuard:
                 message = {**message, "headers": [*message["headers"], pair]}
             await send(message)
 
-        if size > self._max_header_bytes:
-            told = f"The headers have more than {self._max_header_bytes} bytes."
-            error = ApiError(431, told, code="headers_too_large")
-            await JSONResponse(error.body(), error.status)(scope, receive, named)
+        error = self._refusal(scope, headers)
+        if error is not None:
+            await _answer(error, scope, receive, named)
             return
         try:
             await self._app(scope, receive, named)
@@ -73,7 +71,25 @@ class DoorGuard:
                 raise
             _log.exception("request.failed path=%s", scope["path"])
             error = ApiError(500, "The gateway failed.", code="internal_error")
-            await JSONResponse(error.body(), error.status)(scope, receive, named)
+            await _answer(error, scope, receive, named)
+
+    def _refusal(self, scope: Scope, headers: Mapping[bytes, bytes]) -> ApiError | None:
+        """Return why a request is not let in, whatever its route."""
+        size = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self._max_header_bytes:
+            told = f"The headers have more than {self._max_header_bytes} bytes."
+            return ApiError(431, told, code="headers_too_large")
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+        if encoding.strip().lower() not in ("", "identity"):
+            told = f"A body is read as it comes, and this one is packed: {encoding[:40]!a}."
+            return ApiError(415, told, code="body_is_packed")
+        return None
+
+
+async def _answer(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    response = JSONResponse(error.body(), error.status, error.told_headers())
+    await response(scope, receive, send)
 
 
 def _route_of(scope: Scope) -> str:

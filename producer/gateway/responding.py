@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from tokenbus.producer.gateway.access.caller import Caller
-    from tokenbus.producer.gateway.access.limits import Reservation
     from tokenbus.producer.gateway.gateway import Gateway
     from tokenbus.producer.gateway.pools.vocabulary import Vocabulary
     from tokenbus.producer.gateway.responses.response_events import Step, Wire
@@ -78,7 +77,7 @@ class Responding:
         if asked.unknown and settings.gateway_strict:
             raise invalid(asked.unknown[0], "is no field of this request")
         chain = await self._chain(caller, asked.previous_id)
-        record, job, reservation, who = await self._submit(request, caller, asked, chain)
+        record, job, who = await self._submit(request, caller, asked, chain)
         headers = {"X-Tokenbus-Job-Id": job.job_id} | ignored_header(asked.unknown)
         if asked.is_background and not asked.is_stream:
             events = ResponseEvents(record)
@@ -92,7 +91,7 @@ class Responding:
 
             async def end() -> None:
                 await self._keep_result(record, job)
-                await self._settle(reservation, frames.num_tokens)
+                await self._gateway.door.settle([job])
 
             return FrameResponse(
                 frames.all(), stream, self._gateway.streams, headers=headers, last_frame=b"",
@@ -103,12 +102,9 @@ class Responding:
             result = await attended(
                 _answer(job), request, stream, self._gateway.streams, timeout_s=timeout_s
             )
-        except ApiError as error:
-            await self._gateway.door.settle_refused(reservation, error)
-            raise
+        finally:
+            await self._gateway.door.settle([job])
         await self._keep_result(record, job)
-        usage = result.finish.usage
-        await self._settle(reservation, usage.prompt_tokens + usage.completion_tokens)
         return JSONResponse(await self._told(record, result), headers=headers)
 
     async def _chain(self, caller: Caller, previous_id: str | None) -> list[StoredResponse]:
@@ -132,7 +128,7 @@ class Responding:
         caller: Caller,
         asked: ResponseRequest,
         chain: Sequence[StoredResponse],
-    ) -> tuple[ResponseRecord, SubmittedJob, Reservation | None, Caller]:
+    ) -> tuple[ResponseRecord, SubmittedJob, Caller]:
         """Queue the job of a response and keep what was asked. Raises: ApiError."""
         earlier = [item for each in chain for item in await self._items_of(each)]
         items = asked.items("resp_", {str(item.get("id")): item for item in earlier})
@@ -146,7 +142,7 @@ class Responding:
         if "callback_url" in asked.given:
             _tell_end(generation.fields, asked)
         try:
-            job, reservation = await self._gateway.door.submit(
+            job = await self._gateway.door.submit(
                 who,
                 served,
                 generation.fields | trace_of(request),
@@ -169,11 +165,11 @@ class Responding:
             background=asked.is_background,
             store=asked.is_stored,
             ancestors=tuple(ancestors),
-            request=asked.told,
+            request=asked.told | ({"service_tier": generation.tier} if generation.tier else {}),
         )
         if asked.is_stored:
             await self._responses.put(record, asked.items(response_id, _by_id(earlier)))
-        return record, job, reservation, who
+        return record, job, who
 
     async def _items_of(self, stored: StoredResponse) -> list[dict[str, Any]]:
         """Return input and output of an earlier response. Raises: ApiError 400 before its end."""
@@ -299,9 +295,6 @@ class Responding:
                 await self._responses.settle(record, job.client.scripts)
             except (ProducerError, *SERVER_ERRORS):
                 return
-
-    async def _settle(self, reservation: Reservation | None, num_tokens: int) -> None:
-        await self._gateway.door.settle(reservation, num_tokens)
 
 
 async def _answer(job: SubmittedJob) -> JobResult:

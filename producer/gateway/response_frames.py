@@ -35,12 +35,6 @@ class ResponseFrames:
         self._after = after
         self._number = after
 
-    @property
-    def num_tokens(self) -> int:
-        """Count the tokens that the job has used, as far as it is known."""
-        usage = self._events.response["usage"] or {}
-        return int(usage.get("total_tokens", 0))
-
     async def all(self) -> AsyncGenerator[bytes, None]:
         """Yield frames, those of one token together. Raises: what reading the job raises."""
         yield self._written(self._events.begin())

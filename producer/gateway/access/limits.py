@@ -1,14 +1,15 @@
 """Limits of a key: requests and tokens in a minute and in a month, counted for all doors at once.
 
-A request is counted when it comes, with the tokens that it may come to; what it did not use is
-given back when its door sees its end.
+A request is counted when it comes, with the tokens that it may come to. Its job is noted beside the
+counters, and whoever sees the job's end first, at whatever door, gives back what it did not use.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from tokenbus.producer.contract import deployment_keys
 from tokenbus.producer.gateway.wire.api_error import ApiError
@@ -22,14 +23,40 @@ if TYPE_CHECKING:
 
 MINUTE_S = 60
 MONTH_TTL_S = 62 * 86_400
+# How long a job is left alone before somebody looks whether it has ended.
+LOOK_S = 5.0
+# KEYS: the notes, then counters of tokens. ARGV: a note, what to add, the TTL of a counter whose
+# window is gone: it would stay for ever.
+_SETTLE = """#!lua flags=allow-oom
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then
+  return 0
+end
+for i = 2, #KEYS do
+  redis.call('INCRBY', KEYS[i], ARGV[2])
+  redis.call('EXPIRE', KEYS[i], ARGV[3], 'NX')
+end
+return 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What was counted for one request: tokens, and the counters that have them."""
+    """What was counted for one job: tokens, the counters that have them, and where the job is."""
 
     num_tokens: int
     counters: tuple[str, ...]
+    pool: str
+    address: str
+
+    def dump(self) -> str:
+        """Return the note of it."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def parse(cls, note: bytes) -> Self:
+        """Read a note."""
+        told = json.loads(note)
+        return cls(told["num_tokens"], tuple(told["counters"]), told["pool"], told["address"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +83,10 @@ class KeyUse:
         # Untyped: redis-py states some of its types wrongly.
         self._redis: Any = redis
 
-    async def admit(self, caller: Caller, num_tokens: int) -> Reservation | None:
-        """Count a request and its tokens; None where the key has no limit.
+    async def admit(
+        self, caller: Caller, num_tokens: int, pool: str, address: str
+    ) -> Reservation | None:
+        """Count the request of a job and its tokens; None where the key has no limit.
 
         Raises: ApiError 429 with the time at which the limit is a new one.
         """
@@ -78,13 +107,35 @@ class KeyUse:
             await self._add({counter.name: -counter.amount for counter in counters})
             raise limit_reached(full)
         names = [counter.name for counter in counters if counter.is_of_tokens]
-        return Reservation(num_tokens, tuple(names))
+        return Reservation(num_tokens, tuple(names), pool, address) if names else None
 
-    async def settle(self, reservation: Reservation | None, num_used: int) -> None:
-        """Give back what a request has not used."""
-        if reservation is not None and reservation.counters:
-            rest = num_used - reservation.num_tokens
-            await self._add(dict.fromkeys(reservation.counters, rest))
+    async def give_back(self, reservation: Reservation) -> None:
+        """Give back the tokens of what became no job."""
+        await self._add(dict.fromkeys(reservation.counters, -reservation.num_tokens))
+
+    async def note(self, reservation: Reservation) -> None:
+        """Note a job whose end gives back what it did not use."""
+        due_ms = (time.time() + LOOK_S) * 1000
+        await self._redis.zadd(deployment_keys.open_use(), {reservation.dump(): due_ms})
+
+    async def settle(self, reservation: Reservation, num_used: int) -> None:
+        """Give back what a job has not used, once, whoever else saw its end."""
+        await self._redis.eval(
+            _SETTLE,
+            1 + len(reservation.counters),
+            deployment_keys.open_use(),
+            *reservation.counters,
+            *(reservation.dump(), num_used - reservation.num_tokens, MONTH_TTL_S),
+        )
+
+    async def due(self, limit: int) -> list[Reservation]:
+        """Return jobs that nobody has looked after for a while; other doors leave them alone."""
+        key, now_ms = deployment_keys.open_use(), time.time() * 1000
+        notes = await self._redis.zrangebyscore(key, "-inf", now_ms, 0, limit)
+        if notes:
+            later = dict.fromkeys(notes, now_ms + LOOK_S * 1000)
+            await self._redis.zadd(key, later, xx=True)
+        return [Reservation.parse(note) for note in notes]
 
     async def _add(self, amounts: dict[str, int]) -> None:
         async with self._redis.pipeline(transaction=True) as pipe:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from tokenbus.producer.client.job_list import LISTED_STATES, MAX_LISTED, list_jobs
+from tokenbus.producer.contract.address import whole_tenant
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
@@ -79,7 +80,7 @@ class JobSearch:
     def has_ended(self, job: EndedJob) -> bool:
         """Tell whether a job that has ended is meant."""
         return (
-            self.tenant in (None, job.tenant)
+            self.tenant in (None, job.tenant, whole_tenant(job.tenant))
             and self.priority in (None, job.priority)
             and self.reason in (None, job.reason, job.code)
             and (self.worker is None or self.worker in job.owner)
@@ -105,6 +106,7 @@ async def job_rows(
                 tenant=search.tenant,
                 states=live,
                 limit=MAX_LISTED if is_filtered else limit,
+                with_shares=True,
                 is_wanted=search.has_id if search.parts else None,
             )
         except RequestInvalid as error:
@@ -124,6 +126,7 @@ def _listed_row(job: ListedJob) -> dict[str, Any]:
     return {
         "id": job.job_id,
         "tenant": job.tenant,
+        "whole_tenant": whole_tenant(job.tenant),
         "state": job.state.value,
         "priority": job.priority,
         "worker": job.worker,
@@ -137,6 +140,7 @@ def _ended_row(job: EndedJob) -> dict[str, Any]:
     return {
         "id": job.job_id,
         "tenant": job.tenant,
+        "whole_tenant": whole_tenant(job.tenant),
         "state": ENDED,
         "priority": job.priority,
         "worker": job.owner,
@@ -160,6 +164,7 @@ def story_body(story: JobStory) -> dict[str, Any]:
     body: dict[str, Any] = {
         "id": story.job_id,
         "tenant": story.tenant,
+        "whole_tenant": whole_tenant(story.tenant),
         "state": ENDED if story.state == "done" else story.state,
         "worker": story.owner,
         "flag": story.flag,

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.dead_letters import MAX_BODY_BYTES
+from tokenbus.producer.contract.address import whole_tenant
 
 if TYPE_CHECKING:
     from tokenbus.producer.client.dead_letters import DeadLetter
@@ -22,6 +23,7 @@ def letter_body(letter: DeadLetter, *, with_texts: bool) -> dict[str, Any]:
         "entry": letter.entry_id,
         "id": letter.job_id,
         "tenant": letter.tenant,
+        "whole_tenant": whole_tenant(letter.tenant),
         "named": letter.named,
         "at_ms": letter.at_ms,
         "code": error.code if error else finish.reason,

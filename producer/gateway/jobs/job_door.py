@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.answers import SERVER_ERRORS
-from tokenbus.producer.contract.address import DEFAULT_TENANT, share_name
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress, share_name
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.gateway.jobs.job_use import JobUse
 from tokenbus.producer.gateway.jobs.stream_form import job_id_of
 from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
 from tokenbus.producer.gateway.pools.served_models import pool_tag
@@ -19,7 +19,7 @@ from tokenbus.producer.gateway.wire.refusals import api_error, failed, unreachab
 from tokenbus.producer.server.cluster import NUM_SHARDS, ClusterRedis
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from tokenbus.producer.client.async_client import Job
     from tokenbus.producer.gateway.access.caller import Caller
@@ -46,6 +46,7 @@ class JobDoor:
         self._models = models
         self._keys = keys
         self._key_use = key_use
+        self.use = JobUse(models, key_use)
         self._shares = shares
         self._metrics = metrics
 
@@ -59,8 +60,8 @@ class JobDoor:
         idempotency_key: str | None = None,
         ticket: int = 0,
         names: Mapping[str, str] | None = None,
-    ) -> tuple[SubmittedJob, Reservation | None]:
-        """Queue a request of a caller; return the job, and what of the key's limits it was given.
+    ) -> SubmittedJob:
+        """Queue a request of a caller.
 
         Args:
             fields: of the request, in any known spelling, without those that are the door's.
@@ -81,33 +82,28 @@ class JobDoor:
             request = JobRequest.of_fields(own)
             _check_length(request, served, names)
             num_tokens = request.estimate_prompt_tokens() + request.n * request.max_tokens
-            reservation = await self._key_use.admit(caller, num_tokens)
+            address = JobAddress(own["id"], caller.job_tenant).text
+            reservation = await self._key_use.admit(caller, num_tokens, served.pool, address)
             await self._models.note(served.pool)
             # Its body may have come in slowly since it was let in.
             await self._keys.check_lately(caller)
             weight = await self._shares.weight(caller)
             job = await served.client.submit(request, ticket=ticket, weight=weight)
         except ApiError:
-            await self.settle(reservation, 0)
+            await self.use.give_back(reservation)
             raise
         except Exception as error:
-            await self.settle(reservation, 0)
+            await self.use.give_back(reservation)
             raise _refused(error, names) from error
-        submitted = _submitted(job, served, request, asked_at)
+        await self.use.note(reservation, is_new=job.created)
+        submitted = _submitted(job, served, request, asked_at, reservation)
         self._metrics.submitted(submitted, caller.tenant)
-        return submitted, reservation
+        return submitted
 
-    async def settle(self, reservation: Reservation | None, num_used: int) -> None:
-        """Give back what a job did not use of the limits of its key, if the server takes it."""
-        try:
-            await self._key_use.settle(reservation, num_used)
-        except SERVER_ERRORS:
-            return
-
-    async def settle_refused(self, reservation: Reservation | None, error: ApiError) -> None:
-        """Give back all of what a job was to use that was refused for what it asks."""
-        if error.status == HTTPStatus.BAD_REQUEST:
-            await self.settle(reservation, 0)
+    async def settle(self, jobs: Iterable[SubmittedJob]) -> None:
+        """Give back what jobs that have ended did not use of the limits of their key."""
+        for job in jobs:
+            await self.use.settle(job.reservation)
 
     async def find(self, caller: Caller, given: str) -> SubmittedJob:
         """Return a job of the caller by its id, or by that of its answer.
@@ -143,7 +139,13 @@ class JobDoor:
         )
 
 
-def _submitted(job: Job, served: ServedPool, request: JobRequest, asked_at: float) -> SubmittedJob:
+def _submitted(
+    job: Job,
+    served: ServedPool,
+    request: JobRequest,
+    asked_at: float,
+    reservation: Reservation | None,
+) -> SubmittedJob:
     """Return a job that the queue has accepted."""
     name = JobName.parse(job.job_id)
     return SubmittedJob(
@@ -156,6 +158,7 @@ def _submitted(job: Job, served: ServedPool, request: JobRequest, asked_at: floa
         model=served.name,
         priority=request.priority,
         asked_at=asked_at,
+        reservation=reservation if job.created else None,
     )
 
 
@@ -172,7 +175,9 @@ def _idempotency(caller: Caller, key: str | None) -> str | None:
         return None
     if not key or len(key) > MAX_IDEMPOTENCY_KEY:
         told = f"has 1 to {MAX_IDEMPOTENCY_KEY} characters"
-        raise ApiError(400, f"idempotency-key: {told}", param="idempotency-key")
+        raise ApiError(
+            400, f"idempotency-key: {told}", code="invalid_request", param="idempotency-key"
+        )
     return f"{caller.id_prefix}/{key}"
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient, Job
+    from tokenbus.producer.gateway.access.limits import Reservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +16,8 @@ class SubmittedJob:
 
     `created` is the second of its creation; `place` where it stood when it was accepted, None where
     it was found by its id. `asked_at` is when that began, by this process's monotonic clock; what
-    is not known of a job that was found is empty.
+    is not known of a job that was found is empty. `reservation` is what was counted for it on the
+    limits of its key.
     """
 
     job_id: str
@@ -27,3 +29,4 @@ class SubmittedJob:
     model: str = ""
     priority: int = 1
     asked_at: float = 0.0
+    reservation: Reservation | None = None

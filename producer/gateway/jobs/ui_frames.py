@@ -10,13 +10,12 @@ from tokenbus.producer.gateway.wire.ui_parts import UiParts
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
-    from tokenbus.engine.chat.usage import Usage
     from tokenbus.producer.gateway.jobs.answer_frames import EventSource
     from tokenbus.producer.gateway.wire.api_error import ApiError
 
 
 class UiFrames:
-    """Writes the frames of one message; `usage` is that of its job, once that has ended.
+    """Writes the frames of one message.
 
     `on_told` is called when a reader has been sent how the answer ended.
     """
@@ -27,7 +26,6 @@ class UiFrames:
         self._parts = UiParts(message_id)
         self._events = events
         self._on_told = on_told
-        self.usage: Usage | None = None
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Yield frames as they come, `[DONE]` last.
@@ -38,7 +36,6 @@ class UiFrames:
         async for event in self._events:
             frames = _joined(self._parts.read(event))
             if event.finish is not None:
-                self.usage = event.finish.usage
                 yield frames + sse.DONE
                 await self._on_told()
                 return

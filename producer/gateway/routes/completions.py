@@ -17,6 +17,7 @@ from tokenbus.producer.gateway.wire.generation import asked_of
 
 if TYPE_CHECKING:
     from tokenbus.producer.gateway.gateway import Gateway
+    from tokenbus.producer.gateway.wire.generation import GenerationAsked
 
 MAX_PROMPTS = 128
 
@@ -43,6 +44,7 @@ def router(gateway: Gateway) -> APIRouter:
             common["max_tokens"] = "max_completion_tokens"
         elif "max_tokens" not in asked.fields:
             asked.default_tokens = settings.gateway_completion_tokens
+        _read_echo(asked)
         prompts = prompts_of(asked.fields.pop("prompt"))
         names = [
             common | ({next(iter(prompt)): path} if path else {})
@@ -51,6 +53,17 @@ def router(gateway: Gateway) -> APIRouter:
         return await answer(gateway, request, who, asked, prompts, "completion", names)
 
     return routes
+
+
+def _read_echo(asked: GenerationAsked) -> None:
+    """Ask for the prompt in front of the answer, its logprobs with those. Raises: ApiError 400."""
+    given = asked.fields.pop("echo", False)
+    if not isinstance(given, bool):
+        raise ApiError(400, "echo: must be true or false", code="invalid_request", param="echo")
+    asked.is_repeated = given
+    num_most = asked.fields.get("logprobs")
+    if given and asked.with_logprobs and isinstance(num_most, int):
+        asked.fields.setdefault("prompt_logprobs", int(num_most))
 
 
 def prompts_of(given: Any) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from tokenbus.producer.gateway.access.caller import Caller
+from tokenbus.producer.gateway.body import too_large
 from tokenbus.producer.gateway.file_place import FilePlace
 from tokenbus.producer.gateway.gateway import caller
 from tokenbus.producer.gateway.multipart import FormUpload, boundary_of, malformed
@@ -53,9 +54,7 @@ def _add_upload(routes: APIRouter, gateway: Gateway, place: FilePlace) -> None:
         try:
             record = await files.create(who.id_prefix, _checked(form, told), told)
         except StoreFull as error:
-            raise ApiError(
-                413, f"{error}.", code="file_too_large", headers={"Connection": "close"}
-            ) from None
+            raise too_large(request, f"{error}.", "file_too_large") from None
         return record.wire()
 
 
@@ -129,7 +128,8 @@ async def _timed(request: Request, timeout_s: float) -> AsyncIterator[bytes]:
                 chunk = await anext(stream, None)
         except TimeoutError:
             told = f"Nothing of the body came for {timeout_s:g} s."
-            raise ApiError(408, told, code="timeout", headers={"Connection": "close"}) from None
+            headers = {"Connection": "close", "Retry-After": "1"}
+            raise ApiError(408, told, code="timeout", headers=headers) from None
         if chunk is None:
             return
         yield chunk

@@ -28,16 +28,19 @@ def router(gateway: Gateway) -> APIRouter:
     """Return the routes; none of them asks for a key."""
     routes = APIRouter(tags=["health"], responses={503: ERROR_RESPONSES[503]})
 
+    @routes.head("/healthz", include_in_schema=False)
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Tell that the process answers."""
         return {"status": "ok"}
 
+    @routes.head("/health", include_in_schema=False)
     @routes.get("/health")
     async def health() -> dict[str, str]:
         """Tell that the process answers, where tools for vLLM's server look for it."""
         return await healthz()
 
+    @routes.head("/readyz", include_in_schema=False)
     @routes.get("/readyz")
     async def readyz() -> dict[str, Any]:
         """Tell whether the server answers and a pool has a worker that can run jobs."""

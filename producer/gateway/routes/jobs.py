@@ -96,7 +96,7 @@ async def _submit(gateway: Gateway, request: Request, who: Caller) -> Response:
     asked = job_asked_of(body, who.priorities, is_strict=gateway.settings.gateway_strict)
     who = who.for_user(asked.user)
     served = await gateway.models.resolve(asked.model, who)
-    job, _ = await gateway.door.submit(
+    job = await gateway.door.submit(
         who,
         served,
         asked.fields | trace_of(request),

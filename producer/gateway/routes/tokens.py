@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from tokenbus.producer.gateway.access.caller import Caller
 from tokenbus.producer.gateway.body import read_object
 from tokenbus.producer.gateway.gateway import caller
+from tokenbus.producer.gateway.pools.prompt_tokens import OF_PROMPT
 from tokenbus.producer.gateway.pools.vocabulary import asked
 from tokenbus.producer.gateway.wire.api_description import (
     DETOKENIZE_BODY,
@@ -21,11 +22,6 @@ if TYPE_CHECKING:
     from tokenbus.producer.gateway.gateway import Gateway
 
 _Who = Annotated[Caller, Depends(caller)]
-# What of a request decides on its tokens.
-_OF_PROMPT = (
-    "prompt", "messages", "tools", "tool_choice", "chat_template_kwargs", "add_generation_prompt",
-    "continue_final_message",
-)  # fmt: skip
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -37,7 +33,7 @@ def router(gateway: Gateway) -> APIRouter:
         """Return the tokens of a text, or of a conversation by the model's template."""
         body = await read_object(request, gateway.settings)
         served = await gateway.models.resolve(_model(body), who)
-        given = {name: body[name] for name in _OF_PROMPT if body.get(name) is not None}
+        given = {name: body[name] for name in OF_PROMPT if body.get(name) is not None}
         with_texts = body.get("return_token_strs") is True
         question = {"kind": "tokenize", "request": given, "with_texts": with_texts}
         answer = await asked(served.client, question)

@@ -31,7 +31,6 @@ from tokenbus.producer.gateway.wire.ui_parts import UI_HEADERS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenbus.producer.gateway.access.limits import Reservation
     from tokenbus.producer.gateway.gateway import Gateway
     from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
     from tokenbus.producer.gateway.wire.generation import GenerationAsked
@@ -98,7 +97,7 @@ async def _answer(gateway: Gateway, request: Request, who: Caller) -> Response:
     who = who.for_user(asked.user)
     served = await gateway.models.resolve(asked.model, who)
     prompt = {"messages": asked.fields.pop("messages")}
-    [(job, reservation)] = await submit_all(gateway, request, who, asked, [prompt], served, [names])
+    [job] = await submit_all(gateway, request, who, asked, [prompt], served, [names])
     try:
         await _await_answer(gateway, who, chat_id, job)
         events = PeekedEvents(job, who, gateway.keys)
@@ -108,11 +107,10 @@ async def _answer(gateway: Gateway, request: Request, who: Caller) -> Response:
             await AwaitedAnswers(gateway.redis, who).end(chat_id, job.job_id)
             raise of_finish(finish, names)
         headers = ignored_header(asked.ignored)
-        return _stream(gateway, who, chat_id, job, events, headers, reservation)
+        return _stream(gateway, who, chat_id, job, events, headers)
     except BaseException:
         # Nobody was told of it.
         await gateway.streams.cancel([job])
-        await gateway.door.settle(reservation, 0)
         raise
 
 
@@ -204,7 +202,6 @@ def _stream(
     job: SubmittedJob,
     events: PeekedEvents,
     headers: Mapping[str, str] | None = None,
-    reservation: Reservation | None = None,
 ) -> Response:
     """Return the response that tells an answer from its beginning. Raises: ApiError 503."""
     awaited = AwaitedAnswers(gateway.redis, who)
@@ -216,9 +213,7 @@ def _stream(
 
     async def end() -> None:
         await events.aclose()
-        if frames.usage is not None:
-            usage = frames.usage
-            await gateway.door.settle(reservation, usage.prompt_tokens + usage.completion_tokens)
+        await gateway.door.settle([job])
 
     stream = gateway.streams.open(who, [job], is_kept=True)
     if stream.jobs_ahead:

@@ -118,6 +118,7 @@ COMPLETION_BODY = _body(
             ]
         },
         "logprobs": _number("logprobs"),
+        "echo": {"type": "boolean"},
     },
 )
 JOB_BODY = _body(

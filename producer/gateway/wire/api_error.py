@@ -21,6 +21,9 @@ _TYPES = {
     503: "overloaded_error",
 }
 
+# By the clients of OpenAI, beside those of 500 and above.
+_TRIED_AGAIN = (408, 409, 429)
+
 
 @dataclass(eq=False)
 class ApiError(Exception):
@@ -43,6 +46,17 @@ class ApiError(Exception):
         if not self.type:
             fallback = "invalid_request_error" if self.status < 500 else "server_error"
             self.type = _TYPES.get(self.status, fallback)
+
+    def told_headers(self) -> dict[str, str]:
+        """Return the headers of the response.
+
+        OpenAI's clients send again by themselves what has one of these statuses, unless they are
+        told not to: an error that names no time to come back at will be the same then.
+        """
+        is_tried_again = self.status in _TRIED_AGAIN or self.status >= 500
+        if is_tried_again and "Retry-After" not in self.headers:
+            return {"X-Should-Retry": "false", **self.headers}
+        return dict(self.headers)
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object."""

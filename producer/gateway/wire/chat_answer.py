@@ -9,9 +9,10 @@ from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS, chat_logprob,
 from tokenbus.producer.gateway.wire.usage import usage_body
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tokenbus.producer.contract.result import Choice, JobResult
+    from tokenbus.producer.gateway.wire.logprob_forms import ToldPrompt
 
 
 def chat_answer(
@@ -23,8 +24,12 @@ def chat_answer(
     tier: str = "",
     with_logprobs: bool = False,
     texts: Mapping[int, str] = NO_TEXTS,
+    prompts: Sequence[ToldPrompt] = (),
 ) -> dict[str, Any]:
-    """Return the JSON object. Messages are what their deltas are, joined."""
+    """Return the JSON object. Messages are what their deltas are, joined.
+
+    `prompts` has the prompt whose logprobs are told, where they were asked for.
+    """
     body: dict[str, Any] = {
         "id": wire_id,
         "object": "chat.completion",
@@ -37,6 +42,8 @@ def chat_answer(
     }
     if tier:
         body["service_tier"] = tier
+    if prompts:
+        body["prompt_logprobs"] = prompts[0].logprobs(result.prompt_logprobs, texts)
     return body
 
 

@@ -43,14 +43,15 @@ class ChatChunks:
         """Return the chunk of a token, None for one that says nothing."""
         del offset  # chats do not tell it
         if self._with_logprobs:
-            logprob = to_json({"content": [chat_logprob(entry, token_id, piece, texts)]}).decode()
+            told = [chat_logprob(entry, token_id, piece, texts)]
+            logprob = to_json({"content": told, "refusal": None}).decode()
         elif not delta:
             return None
         else:
             logprob = "null"
-        told = self._told(choice, delta)
         return self._frame.chunk(
-            f'{{"index":{choice},"delta":{told},"logprobs":{logprob},"finish_reason":null}}',
+            f'{{"index":{choice},"delta":{self._told(choice, delta)},"logprobs":{logprob},'
+            '"finish_reason":null}',
             num_tokens,
         )
 

@@ -28,7 +28,7 @@ _READ = frozenset(
 )  # fmt: skip
 _KNOWN = (REQUEST_FIELDS | FOREIGN_FIELDS) - _OF_DOOR
 _INPUTS = frozenset({"messages", "prompt", "token_ids"})
-_TIERS = {"auto": 1, "default": 1, "priority": 0, "fast": 0, "flex": 2, "batch": 2}
+_TIERS = {"auto": 1, "default": 1, "priority": 0, "fast": 0, "flex": 2, "batch": 2, "scale": 1}
 # What a tier is called in the answer, by the priority that the job had.
 _TOLD_TIERS = {0: "priority", 1: "default", 2: "flex"}
 _STREAM_OPTIONS = frozenset({"include_usage", "continuous_usage_stats", "include_obfuscation"})
@@ -42,6 +42,8 @@ class GenerationAsked:
     names: fields as they were spelled, by the names that errors have for them.
     ignored: names of fields that no request has.
     tier: as the answer tells it; empty where none was asked for.
+    is_repeated: the prompt is told again before the answer.
+    with_prompt_logprobs: the logprobs of the prompt are told beside it.
     default_tokens: the longest answer, where the body says nothing and the model has room for it.
     """
 
@@ -54,6 +56,8 @@ class GenerationAsked:
     tier: str = ""
     cache_key: str | None = None
     idempotency_key: str | None = None
+    is_repeated: bool = False
+    with_prompt_logprobs: bool = False
     default_tokens: int | None = None
     names: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
@@ -89,6 +93,7 @@ def asked_of(
     )
     if merged.get(takes) is None:
         raise _invalid(takes, "is missing")
+    asked.with_prompt_logprobs = "prompt_logprobs" in merged
     asked.model = _text(merged, "model")
     asked.is_streamed = _flag(merged, "stream")
     _read_stream_options(merged, asked)

@@ -141,7 +141,12 @@ _TOLD: tuple[tuple[type[ProducerError], Callable[[Any], ApiError]], ...] = (
     ),
     (JobForgotten, _fixed(404, "The result of this job is not kept any more.", "expired")),
     (JobUnknown, _fixed(404, "No job has this id.", "not_found")),
-    (JobLost, _fixed(503, "The queue has lost the job; send it again.", "job_lost")),
+    (
+        JobLost,
+        lambda _: ApiError(
+            503, "The queue has lost the job; send it again.", "job_lost", headers=retry(_RETRY_S)
+        ),
+    ),
     (JobCancelled, lambda _: cancelled()),
     (JobExpired, lambda _: expired()),
     (ResultTimeout, _fixed(408, "The answer took too long.", "timeout")),

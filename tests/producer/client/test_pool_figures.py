@@ -18,13 +18,19 @@ if TYPE_CHECKING:
 
 
 async def test_jobs_are_counted_by_priority_and_tenant(scripts: Scripts) -> None:
-    """Waiting and held jobs stand in their priority and lane, tokens as the queue counts them."""
+    """Waiting and held jobs stand in their priority and lane, tokens as the queue counts them.
+
+    Shares of a tenant are the tenant's.
+    """
     worker = StubWorker(scripts)
     await worker.reconcile()
     await submit(scripts, a_job("held", priority=0))
     await worker.pull()
     await submit(
-        scripts, a_job("one"), a_job("two"), a_job("three@shop", tenant="shop", priority=2)
+        scripts,
+        a_job("one"),
+        a_job("two@acme/3f", tenant="acme/3f"),
+        a_job("three@shop/01", tenant="shop/01", priority=2),
     )
     figures = await read_figures(scripts.redis, scripts.keys)
     assert [(p.waiting_jobs, p.waiting_tokens, p.held_jobs) for p in figures.priorities] == [

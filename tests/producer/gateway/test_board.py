@@ -172,7 +172,10 @@ async def test_search_finds_jobs_by_words(scripts: Scripts, redis_url: str, pool
     worker = await held_job(scripts, "held-1")
     await submit(
         scripts,
-        *(a_job(f"wait-{number}@zen", tenant="zen", priority=number % 3) for number in range(6)),
+        *(
+            a_job(f"wait-{number}@zen/0{number}", tenant=f"zen/0{number}", priority=number % 3)
+            for number in range(6)
+        ),
     )
     async with door(redis_url, pool) as running:
 

@@ -301,3 +301,37 @@ async def test_answer_without_a_length_fits_the_model(tiny_door: Door) -> None:
     """Where a request says no length, it is no longer than the context has room for."""
     told = await tiny_door.post(PATH, {"messages": MESSAGES, "seed": 3, "stop": ["a"]})
     assert told.status == 200
+
+
+async def test_prompt_is_told_again_where_it_is_asked_for(tiny_door: Door) -> None:
+    """`echo` puts it in front of the answer, `prompt_logprobs` tells its tokens as vLLM does."""
+    path, prompt = "/v1/completions", "good morning"
+    body = {"prompt": prompt, "max_tokens": 3, "temperature": 0, "logprobs": 1}
+    plain = (await tiny_door.post(path, body)).json["choices"][0]
+    ids = (await tiny_door.post("/tokenize", {"prompt": prompt})).json["tokens"]
+    for given in (prompt, ids):
+        told = (await tiny_door.post(path, body | {"prompt": given, "echo": True})).json
+        choice = told["choices"][0]
+        assert choice["text"] == prompt + plain["text"]
+        columns = choice["logprobs"]
+        assert len(columns["tokens"]) == told["usage"]["total_tokens"] == len(ids) + 3
+        assert "".join(columns["tokens"]) == choice["text"]
+        assert columns["token_logprobs"][0] is columns["top_logprobs"][0] is None
+        assert all(logprob < 0 for logprob in columns["token_logprobs"][1:])
+        for name in ("tokens", "token_logprobs", "top_logprobs"):
+            assert columns[name][len(ids) :] == plain["logprobs"][name]
+        assert all(
+            token in top
+            for token, top in zip(columns["tokens"][1:], columns["top_logprobs"][1:], strict=True)
+        )
+    asked = {"prompt": prompt, "max_tokens": 0, "prompt_logprobs": 1}
+    entries = (await tiny_door.post(path, asked)).json["choices"][0]["prompt_logprobs"]
+    drawn = [entry[str(each)] for entry, each in zip(entries[1:], ids[1:], strict=True)]
+    assert entries[0] is None
+    assert [each["logprob"] for each in drawn] == columns["token_logprobs"][1 : len(ids)]
+    chat = {"messages": MESSAGES, "max_tokens": 1, "prompt_logprobs": 0}
+    answer = (await tiny_door.post("/v1/chat/completions", chat)).json
+    assert len(answer["prompt_logprobs"]) == answer["usage"]["prompt_tokens"]
+    for name, value in (("echo", True), ("prompt_logprobs", 1)):
+        refused = await tiny_door.post(path, {"prompt": prompt, name: value, "stream": True})
+        assert (refused.status, refused.error["param"]) == (400, name)

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from workers.null_workers import worker
 
 from tokenbus.producer.commands.cli import main
+from tokenbus.producer.contract import deployment_keys
 from tokenbus.producer.contract.cache_scope import cache_scope
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import ClientSettingsInvalid
@@ -258,6 +259,50 @@ async def test_limits_of_a_key_are_kept(
         told = await running.post("/v1/completions", BODY, closed)
         assert (told.status, told.error["code"]) == (403, "model_not_allowed")
         assert (await running.get("/v1/models", closed)).json["data"] == []
+
+
+async def test_key_pays_for_what_its_jobs_have_used(
+    private_server: EmbeddedServer, pool: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever reads them, if anybody: all is counted until they end, and then what they came to."""
+    monkeypatch.setattr("tokenbus.producer.gateway.access.limits.LOOK_S", 0.05)
+    url = private_server.url
+    key, record = await ApiKeys(redis).create(limits=KeyLimits(tokens_per_month=1000))
+
+    async def used() -> int:
+        names = [each async for each in redis.scan_iter(f"*key_use:{record.key_id}:tokens:*")]
+        return sum([int(await redis.get(name) or 0) for name in names])
+
+    async def settled() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while await redis.exists(deployment_keys.open_use()):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async with (
+        worker(pool, url, lease_ttl_s=60, null_tokens_per_s=100.0),
+        door(url, pool, gateway_auth="auto") as running,
+    ):
+        late = {**BODY, "max_tokens": 200, "not_before_s": 3000}
+        for _ in range(2):
+            waits = await running.post("/v1/jobs", late, key, Idempotency_Key="once")
+        assert 200 < await used() < 400
+        await running.post(f"/v1/jobs/{waits.json['id']}/cancel", None, key)
+        await settled()
+        assert await used() == 0
+        # A reader that goes and comes back has used no less than one that stays.
+        body = {**BODY, "max_tokens": 50}
+        async with running.open("POST", "/v1/completions", {**body, "stream": True}, key) as left:
+            first = await anext(frames_of(left))
+        assert await used() > 50
+        rest = await running.get(f"/v1/jobs/{str(first.id).partition(':')[0]}/stream", key)
+        assert rest.frames[-1].data == "[DONE]"
+        await settled()
+        alone = await used()
+        assert alone > 50
+        await running.post("/v1/responses", {"input": "hi", "max_output_tokens": 50,
+                                             "background": True}, key)  # fmt: skip
+        await settled()
+        assert await used() > alone + 50
 
 
 @pytest.mark.usefixtures("redis")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from gateways.doors import door
+from patience import PATIENCE_S
+from yarl import URL
 
 from tokenbus.producer.contract import deployment_keys
 from tokenbus.producer.gateway.pools.served_models import pool_tag
@@ -46,6 +51,8 @@ async def test_names_lead_to_pools(
             assert told.json["model"] == name
         shown = await running.get("/v1/models/gpt-4o")
         assert shown.json["pool"] == module_pool
+        assert shown.json["max_model_len"] > 0
+        assert (await running.get("/v1/models/")).json["data"]
         told = await running.post("/v1/completions", {"prompt": "hi", "model": "nowhere"})
         assert told.status == 404
         assert (await running.get("/v1/models/nowhere")).status == 404
@@ -77,3 +84,32 @@ async def test_strict_door_refuses_unknown_fields_and_web_pages_may_call(
         assert named.headers["X-Request-Id"] == "mine-1"
         page = (await running.get("/openapi.json")).json
         assert "/v1/chat/completions" in page["paths"]
+
+
+async def test_methods_and_encodings_of_others_are_answered(null_door: Door) -> None:
+    """A probe may ask for the headers alone; what a path takes is told, and what a body may be."""
+    for path in ("/healthz", "/health", "/readyz"):
+        told = await null_door.ask("HEAD", path)
+        assert (told.status, told.text) == (200, "")
+    for method, path, allowed in (
+        ("PUT", "/v1/completions", "POST"),
+        ("POST", "/v1/models", "GET"),
+        ("PATCH", "/v1/jobs/x", "DELETE, GET"),
+    ):
+        told = await null_door.ask(method, path)
+        assert (told.status, told.headers["Allow"]) == (405, allowed)
+    told = await null_door.post("/v1/completions", b"\x1f\x8b", Content_Encoding="gzip")
+    assert (told.status, told.error["code"]) == (415, "body_is_packed")
+
+
+async def test_client_that_looks_late_sees_that_its_body_is_too_large(null_door: Door) -> None:
+    """One that sends all of a body before it reads an answer gets the status, and no break."""
+    url = URL(null_door.url)
+
+    def sent() -> int:
+        connection = HTTPConnection(str(url.host), url.port, timeout=PATIENCE_S)
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/completions", b"x" * 20_000_000)
+            return connection.getresponse().status
+
+    assert await asyncio.to_thread(sent) == 413

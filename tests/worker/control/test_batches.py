@@ -47,11 +47,12 @@ async def test_each_line_is_answered_once(
     lines[4]["body"]["temperature"] = -1
     lines[5]["body"]["prompt"] = ["a", "b"]
     lines[6]["body"] |= {"n": 2, "tenant": "other", "priority": 0, "id": "mine"}
+    lines[7]["body"]["prompt_logprobs"] = 1
     async with worker(pool, redis_url), batches_run(desk, tmp_path, batch_window=8):
         batch_id = await desk.create([*lines[:20], b"", b"  ", *lines[20:]])
         state = await desk.ended(batch_id)
     assert state.status is BatchStatus.COMPLETED
-    assert (state.total, state.completed, state.failed) == (40, 38, 2)
+    assert (state.total, state.completed, state.failed) == (40, 37, 3)
     output = await desk.rows(state.output_file_id)
     errors = await desk.rows(state.error_file_id)
     assert names_in(output, errors) == {line["custom_id"]: 1 for line in lines}
@@ -65,8 +66,9 @@ async def test_each_line_is_answered_once(
     assert {row["custom_id"]: row["response"]["body"]["error"]["param"] for row in errors} == {
         "line-5": "temperature",
         "line-6": "prompt",
+        "line-8": "prompt_logprobs",
     }
-    assert await num_jobs_run(desk.client) == 38
+    assert await num_jobs_run(desk.client) == 37
     assert await num_jobs_run(desk.client, "other") == 0
     assert not [path for path in (tmp_path / "parts").rglob("*") if path.is_file()]
 

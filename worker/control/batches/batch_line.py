@@ -112,6 +112,8 @@ def line_job(
     # However urgent a line says it is, it is its batch's.
     body = line.body | {"priority": None, "service_tier": None}
     asked = asked_of(body, (record.priority,), takes=takes)
+    if asked.with_prompt_logprobs:
+        raise invalid("prompt_logprobs", "not in a batch")
     fields = asked.fields | _of_batch(record, caller, asked.cache_key)
     if not is_chat:
         fields |= _prompt(fields.pop("prompt"))

@@ -17,7 +17,7 @@ class Row {
     this.worker = h("span", { class: "mono" });
     this.link = h("a", { class: "mono", href: view.hrefOf(job), title: job.id }, job.id);
     this.node = h("tr", {}, h("td", {}, this.badge), h("td", {}, this.link),
-      h("td", {}, h("span", { class: "mono" }, job.tenant)), ...this.cells, h("td", {}, this.worker));
+      h("td", {}, h("span", { class: "mono", title: job.tenant }, job.whole_tenant)), ...this.cells, h("td", {}, this.worker));
     this.node.addEventListener("click", (event) => {
       if (!event.target.closest("a")) this.link.click();
     });
@@ -197,7 +197,7 @@ export class Jobs {
   }
 
   async cancel(job) {
-    const answer = await ask("Cancel this job?", `${job.id} of ${job.tenant} ends where it is; its reader keeps what it has.`, [["", "Keep it"], ["yes", "Cancel it", "danger"]]);
+    const answer = await ask("Cancel this job?", `${job.id} of ${job.whole_tenant} ends where it is; its reader keeps what it has.`, [["", "Keep it"], ["yes", "Cancel it", "danger"]]);
     if (answer !== "yes") return;
     await this.page.act("cancel", job.id, job.tenant);
     announce("Job cancelled");

@@ -56,7 +56,7 @@ export class Letters {
     }
     const node = h("tr", {}, h("td", {}, moment(letter.at_ms)), reason,
       h("td", {}, h("a", { class: "mono", href: `#/jobs/${encodeURIComponent(letter.tenant || "default")}/${encodeURIComponent(letter.id)}` }, letter.id)),
-      h("td", {}, h("span", { class: "mono" }, letter.tenant || "–")), h("td", { class: "num" }, bytes(letter.num_bytes)), acts);
+      h("td", {}, h("span", { class: "mono", title: letter.tenant }, letter.whole_tenant || "–")), h("td", { class: "num" }, bytes(letter.num_bytes)), acts);
     return { node, update: () => {} };
   }
 

@@ -113,7 +113,7 @@ export function timeline(job) {
 export function facts(job) {
   const { finish, numbers } = job;
   const told = [
-    ["Tenant", h("a", { class: "mono", href: `#/jobs?q=${encodeURIComponent(`tenant:${job.tenant}`)}` }, job.tenant)],
+    ["Tenant", h("a", { class: "mono", href: `#/jobs?q=${encodeURIComponent(`tenant:${job.whole_tenant}`)}`, title: job.tenant }, job.whole_tenant)],
     ["Priority", numbers.priority ?? NONE],
     ["Worker", job.worker ? h("span", { class: "mono" }, job.worker) : NONE],
     ["Tokens", finish
