@@ -14,11 +14,9 @@ from rides.ride import Ride
 from rides.scale import long_row
 from workers.forkserver import forked_worker
 
-from tokenbus.engine.errors import ModelNotFound
-from tokenbus.engine.weights import model_store
-
 if TYPE_CHECKING:
     import random
+    from pathlib import Path
 
     from tokenbus.producer.client.async_client import AsyncClient
 
@@ -26,12 +24,9 @@ NUM_KILLS, STORM_S = 20, 60
 
 
 @pytest.fixture
-def demo_cargo() -> DemoCargo:
-    """Give jobs for the demo model; skip where it is neither kept nor to be fetched."""
-    try:
-        return DemoCargo(model_store.pull("smollm2-135m"))
-    except ModelNotFound as error:
-        pytest.skip(str(error))
+def demo_cargo(demo_folder: Path) -> DemoCargo:
+    """Give jobs for the demo model."""
+    return DemoCargo(demo_folder)
 
 
 @long_row

@@ -100,6 +100,10 @@ class ForkedWorker:
         followers = [pid for leader in leaders for pid in _children(leader, "parallel.follower")]
         return [*leaders, *sorted(followers)]
 
+    def prober_pids(self) -> list[int]:
+        """Return the process id of its engine's prober, none while there is none."""
+        return _children(self.engine_pid(), "grammar.prober")
+
     def publisher_pids(self) -> list[int]:
         """Return the process ids of its publishers."""
         return self._children("publisher_process")
