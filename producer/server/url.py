@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ class _Parts:
         What stands before the last @ are the credentials, but in a path of unix and embedded.
         """
         scheme, mark, rest = text.partition("://")
-        scheme = scheme.lower()
+        # Valkey's clients write their own name where Redis' write theirs.
+        scheme = re.sub(r"^valkey(?=s?\b)", "redis", scheme.lower())
         if not mark or scheme not in OPTIONS:
             raise ValueError(f"it is none of {_SCHEMES}")
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -74,6 +76,9 @@ class _Parts:
         hosts, slash, path = rest.partition("/")
         username, _, password = credentials.partition(":")
         options = read_options(scheme, query)
+        for name, given in (("username", username), ("password", password)):
+            if given and name in options:
+                raise ValueError(f"it gives a {name} before its host and another as an option")
         if "password_file" in options and (password or "password" in options):
             raise ValueError("it gives both a password and a password_file")
         if "sentinel_password_file" in options and "sentinel_password" in options:
@@ -268,6 +273,8 @@ def _place(parts: _Parts) -> dict[str, Any]:
         return {"path": str(read_path(parts.path))}
     host, port = read_address(parts.hosts, PORT)
     db = read_database(parts.path.strip("/"))
+    if db and parts.options.get("db", db) != db:
+        raise ValueError("it gives one database in its path and another as its option db")
     if parts.scheme.endswith("+cluster"):
         if db:
             raise ValueError("a cluster has no database but 0")
