@@ -76,13 +76,7 @@ class _Parts:
         hosts, slash, path = rest.partition("/")
         username, _, password = credentials.partition(":")
         options = read_options(scheme, query)
-        for name, given in (("username", username), ("password", password)):
-            if given and name in options:
-                raise ValueError(f"it gives a {name} before its host and another as an option")
-        if "password_file" in options and (password or "password" in options):
-            raise ValueError("it gives both a password and a password_file")
-        if "sentinel_password_file" in options and "sentinel_password" in options:
-            raise ValueError("it gives both a sentinel_password and a sentinel_password_file")
+        _refuse_two_credentials(username, password, options)
         return cls(
             scheme,
             decoded("its user name", username) or None,
@@ -254,6 +248,17 @@ class SentinelUrl:
                 if name.startswith("ssl_")
             },
         )
+
+
+def _refuse_two_credentials(username: str, password: str, options: dict[str, Any]) -> None:
+    """Refuse a URL of which nobody can tell which user or password is meant. Raises: ValueError."""
+    for name, given in (("username", username), ("password", password)):
+        if given and name in options:
+            raise ValueError(f"it gives a {name} before its host and another as an option")
+    if "password_file" in options and (password or "password" in options):
+        raise ValueError("it gives both a password and a password_file")
+    if "sentinel_password_file" in options and "sentinel_password" in options:
+        raise ValueError("it gives both a sentinel_password and a sentinel_password_file")
 
 
 def _credentials(
