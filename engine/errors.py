@@ -7,6 +7,10 @@ class EngineError(Exception):
     """Base of everything the engine raises on purpose."""
 
 
+class CacheUnusable(EngineError):
+    """The folder for models and compiled kernels cannot be made, or nothing says where it is."""
+
+
 class ModelNotFound(EngineError):
     """No model lies at the given path, hub id or alias."""
 

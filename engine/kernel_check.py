@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.cache_folder import cache_folder
+from tokenbus.engine.errors import CacheUnusable
 from tokenbus.kernels.cpu.compile import CompilerMissing, compiled_library
 from tokenbus.kernels.cpu.native import NativeLibrary
 
@@ -39,9 +40,9 @@ def gpu_kernels_fault() -> str | None:
 
 def cpu_kernels() -> tuple[Path | None, str]:
     """Compile the kernels of this processor, or find them; return their folder, or why not."""
-    folder = cache_folder() / "kernels"
     try:
+        folder = cache_folder() / "kernels"
         NativeLibrary(compiled_library(folder))
-    except CompilerMissing as error:
+    except (CacheUnusable, CompilerMissing) as error:
         return None, str(error)
     return folder, ""

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.cache_folder import cache_folder
+from tokenbus.engine.errors import CacheUnusable
 from tokenbus.kernels.cpu.compile import CompilerMissing, compiled_library
 from tokenbus.kernels.cpu.native import NativeLibrary
 
@@ -26,7 +27,7 @@ def native_library() -> NativeLibrary | None:
 def _library_path() -> Path | None:
     try:
         return compiled_library(cache_folder() / "kernels")
-    except CompilerMissing as error:
+    except (CacheUnusable, CompilerMissing) as error:
         _log.warning(
             "%s; a model on the CPU runs in plain torch instead, at about half the speed."
             " Install g++ or clang++ to have the kernels compiled.",

@@ -48,9 +48,7 @@ class ProberLink:
 
     def start(self) -> None:
         """Start the process unless it runs; it gets ready while its caller goes on."""
-        with self._lock:
-            if self._process is None and not self._is_closed:
-                self._spawn()
+        self._running()
 
     def try_grammar(self, spec: GrammarSpec, lane: int) -> TrialVerdict:
         """Try a grammar and return the verdict.
@@ -58,9 +56,7 @@ class ProberLink:
         Raises: ProberLost.
         """
         for _ in range(_MAX_ATTEMPTS):
-            self.start()
-            with self._lock:
-                process, lanes = self._process, self._lanes
+            process, lanes = self._running()
             if process is None:
                 break
             try:
@@ -77,6 +73,16 @@ class ProberLink:
             process = self._process
         if process is not None:
             self._discard(process)
+
+    def _running(self) -> tuple[subprocess.Popen[bytes] | None, list[socket.socket]]:
+        """Return the process and its lanes, started unless it runs; None once this is closed.
+
+        Both in one step: another lane may find the process dead and discard it at any moment.
+        """
+        with self._lock:
+            if self._process is None and not self._is_closed:
+                self._spawn()
+            return self._process, self._lanes
 
     def _spawn(self) -> None:
         pairs = [socket.socketpair() for _ in range(self._num_lanes)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.cache_folder import cache_folder
+from tokenbus.engine.cache_folder import cache_folder, made_in_cache
 from tokenbus.engine.errors import ModelBroken, ModelNotFound
 from tokenbus.engine.weights.checkpoint import (
     CHECKSUMS_NAME,
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     # What is going on, and the share of it all that is done, 0 to 1.
     Progress = Callable[[str, float], None]
 
+# The folder of the cache where models are.
+_MODELS = "models"
 _DOWNLOAD_TIMEOUT_S = 1800
 # Between two words of a download that tells nothing itself.
 _DOWNLOAD_WORD_S = 2.0
@@ -88,7 +90,7 @@ def pull(alias: str, progress: Progress | None = None) -> Path:
     """
     report = progress or _silent
     folder = _folder(alias)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    made_in_cache(_MODELS)
     with _locked(folder.with_suffix(".lock")):
         if _is_sound(folder):
             report("ready", 1.0)
@@ -115,7 +117,7 @@ def pull_gguf(alias: str, progress: Progress | None = None) -> Path:
     `progress` and what is raised: as of `pull`.
     """
     kept = _folder(alias).with_suffix(".gguf")
-    kept.parent.mkdir(parents=True, exist_ok=True)
+    made_in_cache(_MODELS)
     with _locked(kept.with_suffix(".lock")):
         if kept.is_file() and sha256_of(kept) == ALIASES[alias].gguf_sha256:
             return kept
@@ -136,8 +138,7 @@ def converted(source: Path) -> Path:
     told = source.stat()
     named = f"{source.resolve()}\0{told.st_size}\0{told.st_mtime_ns}"
     digest = hashlib.sha256(named.encode()).hexdigest()[:16]
-    folder = cache_folder() / "models" / f"{source.stem}-{digest}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = made_in_cache(_MODELS) / f"{source.stem}-{digest}"
     with _locked(folder.parent / f"{folder.name}.lock"):
         if folder.is_dir():
             return folder
@@ -168,7 +169,7 @@ def _convert(gguf: Path, converted: Path, report: Callable[[str, float], None]) 
 def _folder(alias: str) -> Path:
     if alias not in ALIASES:
         raise ModelNotFound(f"{alias} is no known model; known are: {_aliases()}")
-    return cache_folder() / "models" / alias
+    return cache_folder() / _MODELS / alias
 
 
 def _is_sound(folder: Path) -> bool:

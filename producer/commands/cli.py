@@ -174,7 +174,7 @@ def _parts() -> dict[str, Parser]:
 
 
 def _run_serve(args: argparse.Namespace) -> int:
-    from tokenbus.engine.cache_folder import cache_folder
+    from tokenbus.engine.cache_folder import made_in_cache
     from tokenbus.producer.commands.serve import run_serve
     from tokenbus.producer.serving.told_lines import heard_level
     from tokenbus.worker.replicas.placement import replica_commands
@@ -188,7 +188,7 @@ def _run_serve(args: argparse.Namespace) -> int:
     level = f"--log-level={heard_level(settings.log_level)}"
     command = ("worker", "--model", args.model, "--log-format=json", *words["worker"], level)
     workers = replica_commands(settings, command)
-    folder = cache_folder() / "serve"
+    folder = made_in_cache("serve")
     return run_serve(args, workers=workers, gateway=[*words["gateway"], level], folder=folder)
 
 

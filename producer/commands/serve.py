@@ -123,7 +123,6 @@ def _server(url: str | None, folder: Path) -> Iterator[str]:
         ServerUrl.parse(url).refuse_private("serve")
         yield url
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
     tell("server: starting")
     server = join_shared(folder)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,8 @@ class _Parts:
         What stands before the last @ are the credentials, but in a path of unix and embedded.
         """
         scheme, mark, rest = text.partition("://")
-        scheme = scheme.lower()
+        # Valkey's clients write their own name where Redis' write theirs.
+        scheme = re.sub(r"^valkey(?=s?\b)", "redis", scheme.lower())
         if not mark or scheme not in OPTIONS:
             raise ValueError(f"it is none of {_SCHEMES}")
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -74,10 +76,7 @@ class _Parts:
         hosts, slash, path = rest.partition("/")
         username, _, password = credentials.partition(":")
         options = read_options(scheme, query)
-        if "password_file" in options and (password or "password" in options):
-            raise ValueError("it gives both a password and a password_file")
-        if "sentinel_password_file" in options and "sentinel_password" in options:
-            raise ValueError("it gives both a sentinel_password and a sentinel_password_file")
+        _refuse_two_credentials(username, password, options)
         return cls(
             scheme,
             decoded("its user name", username) or None,
@@ -251,6 +250,17 @@ class SentinelUrl:
         )
 
 
+def _refuse_two_credentials(username: str, password: str, options: dict[str, Any]) -> None:
+    """Refuse a URL of which nobody can tell which user or password is meant. Raises: ValueError."""
+    for name, given in (("username", username), ("password", password)):
+        if given and name in options:
+            raise ValueError(f"it gives a {name} before its host and another as an option")
+    if "password_file" in options and (password or "password" in options):
+        raise ValueError("it gives both a password and a password_file")
+    if "sentinel_password_file" in options and "sentinel_password" in options:
+        raise ValueError("it gives both a sentinel_password and a sentinel_password_file")
+
+
 def _credentials(
     username: str | None, password: str | None, password_file: str | None
 ) -> dict[str, Any]:
@@ -268,6 +278,8 @@ def _place(parts: _Parts) -> dict[str, Any]:
         return {"path": str(read_path(parts.path))}
     host, port = read_address(parts.hosts, PORT)
     db = read_database(parts.path.strip("/"))
+    if db and parts.options.get("db", db) != db:
+        raise ValueError("it gives one database in its path and another as its option db")
     if parts.scheme.endswith("+cluster"):
         if db:
             raise ValueError("a cluster has no database but 0")

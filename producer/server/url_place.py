@@ -16,6 +16,8 @@ from tokenbus.producer.server.url_options import decoded
 def read_address(text: str, default_port: int) -> tuple[str, int]:
     """Read `host[:port]`, an IPv6 host in brackets. Raises: ValueError."""
     match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::([0-9]{0,5}))?", text)
+    if match is None and re.fullmatch(r"[0-9A-Fa-f:.%]*:[0-9A-Fa-f:.%]*:[0-9A-Fa-f:.%]*", text):
+        raise ValueError("an IPv6 address stands in brackets: redis://[::1]:6379")
     if match is None:
         raise ValueError("it names no host, or its port is no number")
     port = int(match[2] or default_port)
@@ -41,6 +43,8 @@ def read_path(text: str) -> Path:
     found = unquote(text, errors="surrogateescape")
     if "\0" in found:
         raise ValueError("its path holds a NUL")
+    if found.startswith("/~"):
+        raise ValueError("its path begins at the root, where ~ is no home; write the home itself")
     return Path(found)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +14,8 @@ from rides.ride import ModelCargo, NullCargo, Ride
 from rides.scale import IS_SHORT, NUM_JOBS, PATIENT, SEED
 from servers.fixtures import SERVER_KINDS, pool, redis_url, server_binary
 
+from tokenbus.engine.errors import ModelNotFound
+from tokenbus.engine.weights import model_store
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.server.embedded import EmbeddedServer, start_private
 
@@ -47,6 +51,16 @@ def server(server_kind: str) -> Iterator[EmbeddedServer]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Save a tiny model."""
     return TinyModel(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Path:
+    """Give the folder of the demo model, or of the model that `CHAOS_MODEL` names in its place."""
+    given = os.environ.get("CHAOS_MODEL")
+    try:
+        return Path(given) if given else model_store.pull("smollm2-135m")
+    except ModelNotFound as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

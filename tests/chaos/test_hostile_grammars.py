@@ -14,7 +14,6 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,12 +24,11 @@ from rides.scale import LEASE, SEED, long_row
 from workers.forkserver import forked_worker
 from workers.null_workers import Story
 
-from tokenbus.engine.errors import ModelNotFound
-from tokenbus.engine.weights import model_store
 from tokenbus.producer.errors import RequestInvalid
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from tokenbus.producer.client.async_client import AsyncClient
 
@@ -101,14 +99,9 @@ class Neighbours:
 
 
 @pytest.fixture
-def settings() -> dict[str, Any]:
-    """Give a worker of the demo model or the one that is given; skip where neither is there."""
-    given = os.environ.get("CHAOS_MODEL")
-    try:
-        folder = Path(given) if given else model_store.pull("smollm2-135m")
-    except ModelNotFound as error:
-        pytest.skip(str(error))
-    return DemoCargo(folder).settings | LEASE | {"max_num_seqs": 96}
+def settings(demo_folder: Path) -> dict[str, Any]:
+    """Give a worker of the demo model."""
+    return DemoCargo(demo_folder).settings | LEASE | {"max_num_seqs": 96}
 
 
 async def _send(

@@ -1,4 +1,7 @@
-"""Mutated requests by the thousand, through every door: each is answered, nobody is hurt."""
+"""Mutated requests by the thousand, through every door: each is answered, nobody is hurt.
+
+`CHAOS_BODIES` says how many.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import psutil
 import pytest
 from mutants.bodies import Mutant, mutants
 from patience import PATIENCE_S, until_within
-from rides.scale import IS_SHORT, SEED
+from rides.scale import SEED, number_of
 from workers.null_workers import command, follow, null_settings
 
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.client.async_client import AsyncClient
 
-NUM_BODIES = 200 if IS_SHORT else 10_000
+NUM_BODIES = number_of("BODIES", 200, 10_000)
 BATCH = 100
 # What the real engine answers within at any time, once nothing else runs.
 LIMIT_S = 5.0

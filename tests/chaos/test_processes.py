@@ -1,4 +1,7 @@
-"""Only one process of a worker dies or hangs, or its clock is wrong."""
+"""Only one process of a worker dies or hangs, or its clock is wrong.
+
+`CHAOS_PROBERS` says how often the process that tries grammars is killed.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,23 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from patience import until_within
-from rides.scale import both_ways, publishers_too
+from patience import PATIENCE_S, until_within
+from rides.ride import ModelCargo, Ride
+from rides.scale import both_ways, long_row, number_of, publishers_too
 from workers.forkserver import forked_worker
+from workers.stubs import until
 
 if TYPE_CHECKING:
-    from rides.ride import Ride
+    import random
+
+    from models.tiny_model import TinyModel
+    from workers.forkserver import ForkedWorker
+
+    from tokenbus.producer.client.async_client import AsyncClient
+
+NUM_PROBER_KILLS = number_of("PROBERS", 3, 100)
+# Asked for side by side; a tenant has a lane or two of trials.
+NUM_ASKING = 8
 
 
 @both_ways
@@ -122,3 +136,48 @@ async def test_wall_clocks_an_hour_apart(ride: Ride, num_jobs: int) -> None:
         ahead.kill()
         await ride.arrive()
         await ride.check_nothing_left()
+
+
+@long_row
+async def test_prober_killed_again_and_again(
+    client: AsyncClient, model: TinyModel, rng: random.Random, redis_url: str, num_jobs: int
+) -> None:
+    """Grammars that nobody has asked for before go on being tried, and streams notice nothing."""
+    ride = Ride(client, ModelCargo(model), rng, redis_url)
+    async with forked_worker(**ride.settings(max_num_seqs=256)) as worker:
+        await ride.board(num_jobs, 80)
+        await ride.until_seen(1)
+        is_over, answered = asyncio.Event(), asyncio.Semaphore(0)
+        async with asyncio.TaskGroup() as group:
+            for number in range(NUM_ASKING):
+                group.create_task(_ask(client, number, is_over, answered))
+            for _ in range(NUM_PROBER_KILLS):
+                await until(lambda: _has_prober(worker))
+                os.kill(worker.prober_pids()[0], signal.SIGKILL)
+                async with asyncio.timeout(PATIENCE_S):
+                    for _ in range(rng.randrange(1, 2 * NUM_ASKING)):
+                        await answered.acquire()
+            is_over.set()
+        stories = await ride.arrive()
+        assert {epoch for story in stories.values() for epoch in story.epochs} == {1}
+        await ride.check_nothing_left()
+
+
+async def _has_prober(worker: ForkedWorker) -> bool:
+    return bool(worker.prober_pids())
+
+
+async def _ask(
+    client: AsyncClient, number: int, is_over: asyncio.Event, answered: asyncio.Semaphore
+) -> None:
+    """Ask for answers by grammars of which each is new."""
+    count = 0
+    while not is_over.is_set():
+        grammar = {"kind": "regex", "source": f"(no|yes){number}x{count}"}
+        job = await client.submit(
+            "Is it?", tenant=f"asking-{number % 3}", max_tokens=24, grammar=grammar
+        )
+        result = await client.result(job, PATIENCE_S)
+        assert result.text in (f"no{number}x{count}", f"yes{number}x{count}")
+        count += 1
+        answered.release()

@@ -20,7 +20,8 @@ from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig
 
-from tokenbus.engine.errors import ModelBroken, ModelNotFound
+from tokenbus.engine.errors import CacheUnusable, ModelBroken, ModelNotFound
+from tokenbus.engine.kernel_check import cpu_kernels
 from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.loader import load_model
 from tokenbus.engine.weights.model_store import PackagedModel
@@ -234,6 +235,23 @@ def test_unknown_alias_names_the_known_ones() -> None:
     """An alias nobody knows is answered with those that exist."""
     with pytest.raises(ModelNotFound, match="smollm2-135m"):
         model_store.pull("smollm3-1t")
+
+
+@pytest.mark.parametrize("has_home", [True, False])
+def test_cache_that_cannot_be_made_names_its_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, has_home: bool
+) -> None:
+    """A home that is no folder, and a user who has none, as containers and services have them."""
+    for name in ("TOKENBUS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    home.touch()
+    monkeypatch.setenv("HOME", str(home) if has_home else "~")
+    with pytest.raises(CacheUnusable, match="TOKENBUS_CACHE names another folder"):
+        model_store.pull("smollm2-135m")
+    folder, why = cpu_kernels()
+    assert folder is None
+    assert has_home or "TOKENBUS_CACHE" in why
 
 
 def test_failing_download_is_one_clear_error(

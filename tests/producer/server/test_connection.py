@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         ("rediss://u:p@h:6380/2", ServerKind.REMOTE),
         ("unix:///run/valkey.sock", ServerKind.REMOTE),
         ("redis+cluster://h:7000", ServerKind.CLUSTER),
+        ("valkey://h", ServerKind.REMOTE),
+        ("valkeys+cluster://u:p@h:7000", ServerKind.CLUSTER),
         ("rediss+sentinel://u:p@h1:26379,h2/bus/1", ServerKind.SENTINEL),
         ("embedded://", ServerKind.PRIVATE),
         ("embedded:///", ServerKind.PRIVATE),

@@ -182,6 +182,11 @@ def test_password_that_ends_the_host_early_is_told_how_to_write_it(password: str
         ("redis+sentinel://h/%ff", "master is no UTF-8"),
         ("unix:///tmp/%00", "NUL"), ("embedded:///tmp/a%00b", "NUL"),
         ("redis://h?password_file=/%00", "password_file must not hold a NUL"),
+        ("redis://::1:6379", "IPv6 address stands in brackets"),
+        ("redis://h/2?db=1", "one database in its path and another"),
+        ("redis://:a@h?password=b", "a password before its host and another"),
+        ("redis://a@h?username=b", "a username before its host and another"),
+        ("embedded:///~/bus", "~ is no home"), ("unix:///~me/bus", "~ is no home"),
         ("redis+sentinel://h/bus?sentinel_password=a&sentinel_password_file=/b", "gives both"),
     ],
 )  # fmt: skip

@@ -100,6 +100,10 @@ class ForkedWorker:
         followers = [pid for leader in leaders for pid in _children(leader, "parallel.follower")]
         return [*leaders, *sorted(followers)]
 
+    def prober_pids(self) -> list[int]:
+        """Return the process id of its engine's prober, none while there is none."""
+        return _children(self.engine_pid(), "grammar.prober")
+
     def publisher_pids(self) -> list[int]:
         """Return the process ids of its publishers."""
         return self._children("publisher_process")
@@ -109,10 +113,14 @@ class ForkedWorker:
 
 
 def _children(parent: int, module: str) -> list[int]:
-    """Return the children of a process that run a module; those that end meanwhile are none."""
+    """Return the children of a process that run a module; those that end meanwhile are none.
+
+    The system lists them by the thread that started each.
+    """
     found = []
     with contextlib.suppress(OSError):
-        for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        tasks = Path(f"/proc/{parent}/task").iterdir()
+        for pid in " ".join((task / "children").read_text() for task in tasks).split():
             with contextlib.suppress(OSError):
                 told = [Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "comm")]
                 if module.encode() in b"".join(told):
