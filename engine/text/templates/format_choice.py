@@ -187,7 +187,7 @@ class FormatChooser:
             chosen,
             shape,
             is_parallel=first in two and last in two,
-            has_text_before=first in both and ANSWER in both,
+            has_text_before=first in both and ANSWER in both and self._keeps_later_text(shape),
             has_results=self._renders_results(shape),
             doubt=doubt,
         )
