@@ -56,8 +56,9 @@ TEMPLATES = {
     "{% endfor %}<|end|>{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
     # Text beside later calls is lost, as in DeepSeek V3 and R1.
     "forgetful": "{% if tools %}{{ tools | tojson }}{% endif %}"
-    "{% set ns = namespace(begun=false) %}{% for m in messages %}{% if m.tool_calls %}<|assistant|>{% if not ns.begun %}{{ m.content }}"
-    "{% set ns.begun = true %}{% endif %}{% for c in m.tool_calls %}<tool_call>\n"
+    "{% set ns = namespace(begun=false) %}{% for m in messages %}{% if m.tool_calls %}"
+    "<|assistant|>{% if not ns.begun %}{{ m.content }}{% set ns.begun = true %}{% endif %}"
+    "{% for c in m.tool_calls %}<tool_call>\n"
     "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>"
     "{% endfor %}<|end|>{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
     # Turns of words take turns, and calls are shown in Python and rendered as no Python is, as in
