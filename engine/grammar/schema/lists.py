@@ -113,6 +113,8 @@ class Lists:
     def _placed(self, row: _Row, part: Contained) -> Iterator[_Row]:
         """Yield rows, one for each way to place the items that a row contains."""
         claim, least, most, begin, path = part
+        if most is not None and least > most:
+            return
         if claim.verdict is not None:
             num = (least, most) if claim.verdict else (0, None)
             if claim.verdict or not least:

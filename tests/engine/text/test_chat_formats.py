@@ -267,6 +267,23 @@ def test_last_message_is_continued_and_reasoning_is_known_to_be_open() -> None:
         chat.render(begun, continue_final_message=True, add_generation_prompt=True)
 
 
+def test_words_behind_an_opened_thought_are_continued_inside_of_it() -> None:
+    """A template may open the block before any last answer; calls as text are not gone on with."""
+    opened = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|><think>\n{{ m.content }}"
+        "{% if not loop.last %}<|end|>{% endif %}{% else %}" + TURN + "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+    )
+    chat = ChatRenderer(tokenizer_of(opened))
+    begun = [ASKED, {"role": "assistant", "content": "It may"}]
+    assert chat.render(begun, continue_final_message=True).starts_in_reasoning
+    begun[1]["content"] = "It does.\n</think>\n\nThe"
+    assert not chat.render(begun, continue_final_message=True).starts_in_reasoning
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"]))
+    with pytest.raises(RequestRejected, match="without calls"):
+        chat.render(two_turns()[:2], continue_final_message=True)
+
+
 def test_arguments_of_a_template_take_no_place_of_its_own() -> None:
     """Whatever they are called, the conversation is rendered and no error of Python's is told."""
     chat = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"]))
