@@ -98,6 +98,8 @@ class Lists:
 
     def _rows(self, case: SchemaCase) -> Iterator[_Row]:
         """Yield rows without `contains`: one for each way to place what is contained."""
+        if any(part.most is not None and part.least > part.most for part in case.contained):
+            return
         pending = [(self._bounded(self._row(case)), list(case.contained))]
         while pending:
             row, contained = pending.pop(0)
@@ -113,8 +115,6 @@ class Lists:
     def _placed(self, row: _Row, part: Contained) -> Iterator[_Row]:
         """Yield rows, one for each way to place the items that a row contains."""
         claim, least, most, begin, path = part
-        if most is not None and least > most:
-            return
         if claim.verdict is not None:
             num = (least, most) if claim.verdict else (0, None)
             if claim.verdict or not least:
