@@ -115,7 +115,7 @@ async def _load(client: Any, way: str) -> float:
     return 1e6 * (time.process_time() - cpu_at) / (NUM_JOBS * NUM_TOKENS)
 
 
-async def _rounds(number: int) -> dict[str, list[float]]:
+async def _rounds(number: int, ways: Sequence[str]) -> dict[str, list[float]]:
     """Return the processor time a token of each way, round by round."""
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.server.embedded import start_private
@@ -127,18 +127,19 @@ async def _rounds(number: int) -> dict[str, list[float]]:
         redis_url=server.url, engine="null", publishers=0, log_level="error", num_pages=20_000,
         max_num_seqs=BATCH,
     )  # fmt: skip
-    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    found: dict[str, list[float]] = {way: [] for way in ways}
     try:
         async with Worker(settings), await AsyncClient.connect(server.url) as client:
             # What comes lazily comes first.
-            await _load(client, WAYS[-1])
+            await _load(client, ways[-1])
             for at in range(number):
-                for way in (*WAYS[at % 3 :], *WAYS[: at % 3]):
+                turn = at % len(ways)
+                for way in (*ways[turn:], *ways[:turn]):
                     with _replaced(_nothing) if way == "nothing" else nullcontext():
                         found[way].append(await _load(client, way))
                 watch = _Stopwatch()
                 with _replaced(watch.made):
-                    await _load(client, WAYS[-1])
+                    await _load(client, ways[-1])
                 for place in PLACES:
                     spent = watch.us_a_token(of_traces=place == "in traces")
                     found.setdefault(place, []).append(spent)
@@ -224,10 +225,13 @@ def main() -> int:
     """Run the rounds and print medians, with the quartiles on both sides."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--no-traces", action="store_true", help="leave traces out: OpenTelemetry's SDK is not here"
+    )
     args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-    provider = _provide_traces()
-    found = asyncio.run(_rounds(args.rounds))
+    provider = None if args.no_traces else _provide_traces()
+    found = asyncio.run(_rounds(args.rounds, WAYS[:2] if args.no_traces else WAYS))
     base = found["nothing"]
     for place in PLACES:
         values = found.pop(place)
@@ -239,8 +243,9 @@ def main() -> int:
         print(f"{way:20} {_quartiles(values)} a token; more {_quartiles(more)}, {share:+.1%}")
     print(f"a token's moment     {_moment_us():6.2f} us of CPU")
     print(f"a scrape             {_scrape_ms():6.2f} ms of CPU")
-    print(f"a traced job         {_job_us():6.0f} us of CPU")
-    provider.shutdown()
+    if provider is not None:
+        print(f"a traced job         {_job_us():6.0f} us of CPU")
+        provider.shutdown()
     return 0
 
 

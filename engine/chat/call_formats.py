@@ -78,6 +78,8 @@ _ALL = (
     _tagged_json("hermes", "<tool_call>\n", "\n</tool_call>"),
     _tagged_json("longcat", "<longcat_tool_call>\n", "\n</longcat_tool_call>"),
     _tagged_json("internlm", "<|action_start|><|plugin|>\n", "<|action_end|>", "parameters"),
+    _tagged_json("internlm-2", "<|action_start|><|plugin|>\n", "<|action_end|>"),
+    CallFormat("granite-20b", _JSON_CALL, call_open="<function_call> "),
     _json_list("jamba", "<tool_calls>", "</tool_calls>"),
     _json_list("functools", "functools"),
     CallFormat(
@@ -172,7 +174,7 @@ _ALL = (
                 separator=", ",
             ),
             CallFormat(
-                "llama-4-json",
+                "llama-4-tagged-json",
                 _JSON_CALL,
                 section_open="<|python_start|>",
                 section_close="<|python_end|>",
@@ -180,6 +182,24 @@ _ALL = (
                 arguments_key="parameters",
             ),
             CallFormat("llama-4-bare-json", _JSON_CALL, arguments_key="parameters"),
+        ),
+    ),
+    CallFormat(
+        "llama-4-json",
+        _JSON_CALL,
+        section_open="<|python_start|><|python_end|>",
+        arguments_key="parameters",
+        has_text_before=False,
+        also_read=(
+            CallFormat(
+                "llama-4-json-tagged",
+                _JSON_CALL,
+                section_open="<|python_start|>",
+                section_close="<|python_end|>",
+                separator="; ",
+                arguments_key="parameters",
+            ),
+            CallFormat("llama-4-json-bare", _JSON_CALL, separator="; ", arguments_key="parameters"),
         ),
     ),
     _json_list("mistral", "[TOOL_CALLS]"),

@@ -206,7 +206,7 @@ class ChatRenderer:
         knows_tools = self.traits.tools_name is not None
         note = calling.instructions() if calling is not None and not knows_tools else ""
         turns = self._turns.of(messages, note)
-        prefix = _begin_continuation(turns) if continue_final_message else ""
+        prefix = _begin_continuation(turns, messages) if continue_final_message else ""
         add = not continue_final_message if add_generation_prompt is None else add_generation_prompt
         names = {**(chat_template_kwargs or {})}
         shown = tools if knows_tools else ()
@@ -282,14 +282,16 @@ class ChatRenderer:
         closed = max(continued.rfind(mark) for mark in reasoning.closes)
         if opened >= 0 or closed >= 0:
             return opened > closed
-        return reasoning.is_open_after(text)
+        # Some templates open the block before words that are continued.
+        return reasoning.is_open_after(text.removesuffix(continued.lstrip()))
 
 
-def _begin_continuation(turns: list[dict[str, Any]]) -> str:
+def _begin_continuation(turns: list[dict[str, Any]], messages: Sequence[Mapping[str, Any]]) -> str:
     """Mark the end of the last message; return its text. Raises: RequestRejected."""
     last = turns[-1] if turns else {}
     content = last.get("content")
-    if last.get("role") != "assistant" or not isinstance(content, str) or "tool_calls" in last:
+    has_calls = bool(messages) and bool(messages[-1].get("tool_calls"))
+    if last.get("role") != "assistant" or not isinstance(content, str) or has_calls:
         reason = "the last message must be an assistant's with text and without calls"
         raise RequestRejected("continue_final_message", reason)
     turns[-1] = {**last, "content": content + _CUT}

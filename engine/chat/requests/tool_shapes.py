@@ -16,6 +16,8 @@ from tokenbus.engine.chat.requests.value_checks import shown
 
 # What templates of transformers and caches of others add to a function or a tool.
 _UNREAD = frozenset({"return", "cache_control"})
+# Parameters bind whatever it says; some clients write it beside the function too.
+_UNREAD_OF_TOOLS = _UNREAD | {"strict"}
 _MODES = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 _CHOICES = 'auto, none, required or {"type": "function", "function": {"name": …}}'
 
@@ -106,7 +108,7 @@ def _shaped_tool(tool: Any, path: str) -> dict[str, Any]:
     outer = {
         name: value
         for name, value in fields.items()
-        if name not in ("type", "function") and name not in _UNREAD and value is not None
+        if name not in ("type", "function") and name not in _UNREAD_OF_TOOLS and value is not None
     }
     if outer:
         raise ShapeInvalid(f"{path}.{min(map(str, outer))}", "is no field of a tool")

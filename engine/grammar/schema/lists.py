@@ -98,6 +98,8 @@ class Lists:
 
     def _rows(self, case: SchemaCase) -> Iterator[_Row]:
         """Yield rows without `contains`: one for each way to place what is contained."""
+        if any(part.most is not None and part.least > part.most for part in case.contained):
+            return
         pending = [(self._bounded(self._row(case)), list(case.contained))]
         while pending:
             row, contained = pending.pop(0)

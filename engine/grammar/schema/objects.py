@@ -45,7 +45,7 @@ class Objects:
     def schemas(self, case: SchemaCase) -> list[dict[str, Any]]:
         """Return keywords of the objects of a case; none if nothing is left."""
         keys = self._keys(case)
-        if any(self._is_out(keys.listed[key]) for key in case.required):
+        if _is_overfull(case) or any(self._is_out(keys.listed[key]) for key in case.required):
             return []
         found = [
             self._keywords(keys, required, least, most, case)
@@ -55,7 +55,7 @@ class Objects:
 
     def is_empty(self, case: SchemaCase) -> bool:
         """Tell whether there is no such object, as far as can be seen."""
-        return any(
+        return _is_overfull(case) or any(
             contradict(claims) or self._writer.is_empty(claims)
             for key in case.required
             if (claims := self._plain_claims(case, key))
@@ -280,6 +280,12 @@ class Objects:
         if needed:
             keywords["required"] = needed
         return {**keywords, **_counts(len(needed), is_closed, least, most, case)}
+
+
+def _is_overfull(case: SchemaCase) -> bool:
+    """Tell whether more keys have to be there than may be."""
+    most = case.num_keys[1]
+    return most is not None and len(case.required) > most
 
 
 def _counts(

@@ -158,7 +158,7 @@ def _compiled(source: str) -> Template:
         dict=_new_dict,
     )
     sandbox.filters["tojson"] = _to_json
-    sandbox.filters["from_json"] = json.loads
+    sandbox.filters["from_json"] = sandbox.filters["fromjson"] = json.loads
     return sandbox.from_string(source)
 
 

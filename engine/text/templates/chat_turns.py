@@ -44,7 +44,7 @@ class ChatTurns:
         turns = self._with_ids(turns)
         names = {call["id"]: call["function"]["name"] for call in _calls_of(turns) if "id" in call}
         turns = self._with_calls(turns)
-        if not self._traits.has_results:
+        if not self._choice.has_results:
             turns = _with_written_results(turns, names)
         return self._with_rules(turns, note)
 

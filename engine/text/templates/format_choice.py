@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.call_formats import CALL_FORMATS
 from tokenbus.engine.chat.chat_format import FORMATS, ChatFormat, chat_format
-from tokenbus.engine.chat.reasoning_format import REASONING_FORMATS, ReasoningFormat
+from tokenbus.engine.chat.reasoning_format import REASONING_FORMATS
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.text.templates.call_proof import may_be_written
 from tokenbus.engine.text.templates.read_back import RenderedAnswers, is_read, written_call
+from tokenbus.engine.text.templates.reasoning_choice import reasonings_of
 from tokenbus.engine.text.templates.respelled_format import respelled
 from tokenbus.engine.text.templates.template_traits import (
     ANSWER,
     ARGUMENTS,
-    THOUGHT,
+    RESULT,
     USER,
     HistoryShape,
     TemplateTraits,
@@ -34,7 +35,7 @@ from tokenbus.engine.text.templates.template_traits import (
 from tokenbus.engine.text.templates.told_formats import formats_shown_in, formats_with_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from tokenbus.engine.chat.call_format import CallFormat
     from tokenbus.engine.text.templates.chat_template import ChatTemplate
@@ -46,8 +47,6 @@ _FALLBACK = "hermes"
 _BY_TURN_MARK = {"<start_of_turn>": "gemma-3", "<|start_header_id|>": "llama-3"}
 _UNREAD = "its chat template writes calls in a way that no known format reads back"
 _UNSHOWN = "its chat template renders tools, and does not tell in which known format to call them"
-# Settings by which templates are asked to let the model think.
-_THINKING = {"enable_thinking": True, "thinking": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,7 @@ class FormatChoice:
     shape: that in which the template renders calls; None if they are written as text.
     is_parallel: the template renders several calls of one message.
     has_text_before: it renders text and calls of one message.
+    has_results: it renders messages of the role tool behind calls.
     doubt: why the format was not proved, "" if it was.
     written: the call format with the white space of the template; None where that is not known.
     """
@@ -65,6 +65,7 @@ class FormatChoice:
     shape: HistoryShape | None
     is_parallel: bool
     has_text_before: bool
+    has_results: bool
     doubt: str = ""
     written: CallFormat | None = None
 
@@ -96,18 +97,19 @@ class FormatChooser:
             name.
         """
         check_format_names(calls, reasoning)
-        thoughts = [reasoning] if reasoning else [*self._reasonings(), NONE]
+        thoughts = (
+            [reasoning] if reasoning else [*reasonings_of(self._template, self._traits), NONE]
+        )
         for shape in self._traits.shapes:
             name = self._reading(shape, thoughts, [calls] if calls else CALL_FORMATS)
             if name is not None:
                 return self._proved(_paired(name, thoughts), shape)
         if calls == NONE:
             return self._native(chat_format(NONE, thoughts[0]), "")
-        if calls is None and self._traits.shapes:
-            return self._native(chat_format(NONE, thoughts[0]), _UNREAD)
-        name = calls or self._by_marks()
+        name = calls or (self._shown() if self._traits.shapes else self._by_marks())
         if name is None:
-            return self._native(chat_format(NONE, thoughts[0]), _UNSHOWN)
+            doubt = _UNREAD if self._traits.shapes else _UNSHOWN
+            return self._native(chat_format(NONE, thoughts[0]), doubt)
         return self._as_text(_paired(name, thoughts))
 
     def _reading(
@@ -150,7 +152,9 @@ class FormatChooser:
             chosen,
             shape,
             is_parallel=is_parallel,
-            has_text_before=self._reads_back(chosen, shape, content=ANSWER),
+            has_text_before=self._reads_back(chosen, shape, content=ANSWER)
+            and self._keeps_later_text(shape),
+            has_results=self._renders_results(shape),
             written=self._written(chosen, shape, most=2 if is_parallel else 1),
         )
 
@@ -168,7 +172,7 @@ class FormatChooser:
     def _native(self, chosen: ChatFormat, doubt: str) -> FormatChoice:
         """Return the choice for calls that nobody reads: as the template renders them, or text."""
         if not self._traits.shapes:
-            return FormatChoice(chosen, None, is_parallel=True, has_text_before=True, doubt=doubt)
+            return self._in_text(chosen, doubt)
         shape = self._traits.shapes[0]
         name = self._traits.tools_name
         two, both = (
@@ -180,7 +184,12 @@ class FormatChooser:
         )
         first, last = (str(arguments["probe_word"]) for arguments in ARGUMENTS)
         return FormatChoice(
-            chosen, shape, first in two and last in two, first in both and ANSWER in both, doubt
+            chosen,
+            shape,
+            is_parallel=first in two and last in two,
+            has_text_before=first in both and ANSWER in both and self._keeps_later_text(shape),
+            has_results=self._renders_results(shape),
+            doubt=doubt,
         )
 
     def _as_text(self, chosen: ChatFormat) -> FormatChoice:
@@ -193,7 +202,17 @@ class FormatChooser:
             answer, is_inside = self._rendered.answer([turn], (), chosen)
             if not is_read(chosen, answer, is_inside, calls):
                 doubt = f"a call written as {chosen.calls.name} is not read back from its prompts"
-        return FormatChoice(chosen, None, is_parallel=True, has_text_before=True, doubt=doubt)
+        return self._in_text(chosen, doubt)
+
+    def _in_text(self, chosen: ChatFormat, doubt: str) -> FormatChoice:
+        return FormatChoice(
+            chosen,
+            None,
+            is_parallel=True,
+            has_text_before=True,
+            has_results=self._renders_results(None),
+            doubt=doubt,
+        )
 
     def _reads_back(
         self, chosen: ChatFormat, shape: HistoryShape, num_calls: int = 1, content: str = ""
@@ -204,11 +223,36 @@ class FormatChooser:
         answer, is_inside = self._rendered.answer([turn], self._results(num_calls), chosen)
         return is_read(chosen, answer, is_inside, calls, content)
 
+    def _keeps_later_text(self, shape: HistoryShape) -> bool:
+        """Tell whether text beside calls stays in a later turn, where some templates forget it."""
+        first, second = self._calls(2)
+        turns = [USER, shape.turn([first]), result_of(first), shape.turn([second], ANSWER)]
+        text = rendered(self._template, [*turns, result_of(second)], self._traits.tools_name)
+        return ANSWER in text or not text
+
+    def _renders_results(self, shape: HistoryShape | None) -> bool:
+        """Tell whether results stand behind calls, in front of words where these are all text."""
+        words = {"role": "assistant", "content": ANSWER}
+        [call] = self._calls(1)
+        turns = [shape.turn([call])] if shape else [words]
+        turns += [result_of(call), *([] if shape else [words])]
+        return RESULT in rendered(self._template, [USER, *turns], self._traits.tools_name)
+
     def _calls(self, num_calls: int) -> list[dict[str, object]]:
         return probe_calls(num_calls, short=self._traits.has_short_ids)
 
     def _results(self, num_calls: int) -> list[dict[str, object]]:
         return [result_of(call) for call in self._calls(num_calls)]
+
+    def _shown(self) -> str | None:
+        """Return the one call format that the template shows beside the tools, None if none is."""
+        found = self._formats_shown()
+        return found[0] if len(found) == 1 else None
+
+    def _formats_shown(self) -> list[str]:
+        plain = rendered(self._template, [USER])
+        prompt = rendered(self._template, [USER], self._traits.tools_name)
+        return formats_shown_in(prompt) if prompt != plain else []
 
     def _by_marks(self) -> str | None:
         """Return the call format whose marks the template shows, or the model has as tokens.
@@ -216,62 +260,14 @@ class FormatChooser:
         None if the template renders tools and tells of no format, or of more than one: its model
         was shown another.
         """
-        plain = rendered(self._template, [USER])
-        prompt = rendered(self._template, [USER], self._traits.tools_name)
-        shown = prompt if prompt != plain else ""
-        for found in (formats_shown_in(shown), formats_with_tokens(self._added)):
+        for found in (self._formats_shown(), formats_with_tokens(self._added)):
             if found:
                 return found[0] if len(found) == 1 or not self._traits.tools_name else None
         if self._traits.tools_name:
             return None
+        plain = rendered(self._template, [USER])
         turn_marks = (name for mark, name in _BY_TURN_MARK.items() if mark in plain)
         return next(turn_marks, _FALLBACK)
-
-    def _reasonings(self) -> list[str]:
-        """Return the reasoning formats whose marks the template writes, or else names."""
-        prompts = [rendered(self._template, [USER])]
-        prompts += [rendered(self._template, [USER], names=_THINKING)]
-        written = list(self._written_thoughts())
-        texts = (*prompts, self._template.source)
-        signs: tuple[Callable[[ReasoningFormat], bool], ...] = (
-            lambda each: each.opens_in_prompt and any(map(each.is_open_after, prompts)),
-            lambda each: any(_is_thought(each, text) for text in written),
-            lambda each: any(_has_both_marks(each, text) for text in texts),
-            lambda each: any(_has_closing_tag(each, text) for text in texts),
-        )
-        found = [
-            each
-            for sign in signs
-            for each in REASONING_FORMATS.values()
-            if sign(each) and (not each.frame or self._is_framed(each, prompts[0]))
-        ]
-        # Of two with the same marks, that whose frame is there says more.
-        found.sort(key=lambda each: not each.frame)
-        return list(dict.fromkeys(each.name for each in found))
-
-    def _is_framed(self, each: ReasoningFormat, prompt: str) -> bool:
-        """Tell whether answers stand in the frame of a format.
-
-        The template writes them so, takes them out of it, or tells the model to write them so.
-        """
-        plain = {"role": "assistant", "content": ANSWER}
-        before = rendered(self._template, [USER, plain]).partition(ANSWER)[0].rstrip()
-        taken_out = (f"split({quote}{mark}" for mark in each.frame for quote in "'\"")
-        return (
-            before.endswith(each.frame[0])
-            or any(text in self._template.source for text in taken_out)
-            or all(mark in prompt for mark in (each.closes[0], *each.frame))
-        )
-
-    def _written_thoughts(self) -> Iterator[str]:
-        """Yield prompts with an answer that has reasoning."""
-        thought = {"reasoning_content": THOUGHT, "thinking": THOUGHT}
-        plain = {"role": "assistant", "content": ANSWER, **thought}
-        yield rendered(self._template, [USER, plain], add_generation_prompt=False)
-        calls = self._calls(1)
-        for shape in self._traits.shapes[:1]:
-            turns = [USER, shape.turn(calls, **thought), *self._results(1)]
-            yield rendered(self._template, turns, self._traits.tools_name)
 
 
 def check_format_names(calls: str | None, reasoning: str | None) -> None:
@@ -298,20 +294,3 @@ def _paired(calls: str, thoughts: Sequence[str]) -> ChatFormat:
 def _check_name(field: str, name: str | None, known: Iterable[str]) -> None:
     if name is not None and name != NONE and name not in known:
         raise RequestRejected(field, f"{name} is not among {', '.join((NONE, *known))}")
-
-
-def _is_thought(each: ReasoningFormat, text: str) -> bool:
-    """Tell whether the made-up thought stands between the marks of a format, or behind one."""
-    before, found, after = text.partition(THOUGHT)
-    return bool(found) and (
-        before.rstrip().endswith(each.opens) and after.lstrip().startswith(each.closes)
-    )
-
-
-def _has_both_marks(each: ReasoningFormat, text: str) -> bool:
-    return any(mark in text for mark in each.opens) and any(mark in text for mark in each.closes)
-
-
-def _has_closing_tag(each: ReasoningFormat, text: str) -> bool:
-    """Tell whether a text names the tag that ends the block, as templates do that cut it off."""
-    return any(mark in text for mark in each.closes if mark.startswith(("</", "[/", "[B")))

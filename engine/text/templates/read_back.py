@@ -110,7 +110,7 @@ class RenderedAnswers:
         if begins < _fork(self.prompt, self._plain, chosen.texts):
             return None
         head = self._plain[begins:].partition(ANSWER)[0].rstrip()
-        return begins + len(head) if whole.startswith(head, begins) else None
+        return _behind(whole, begins, head)
 
     def _without_end(self, answer: str, chosen: ChatFormat, *, is_last: bool) -> str:
         """Cut off what ends a turn and belongs to no format.
@@ -169,6 +169,16 @@ def _num_equal(text: str, other: str) -> int:
     """Count the characters with which both begin."""
     shorter = min(len(text), len(other))
     return next((idx for idx in range(shorter) if text[idx] != other[idx]), shorter)
+
+
+def _behind(text: str, begins: int, head: str) -> int | None:
+    """Return where a head ends that stands at a place of a text; None if it does not.
+
+    White space may differ: templates leave it behind between their own lines.
+    """
+    spaced = r"\s*".join(map(re.escape, "".join(head.split())))
+    found = re.compile(rf"\s*{spaced}").match(text, begins)
+    return found.end() if found else None
 
 
 def _fork(text: str, other: str, marks: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.text.templates.chat_template import TemplateRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tokenbus.engine.text.templates.chat_template import ChatTemplate
 
@@ -46,9 +46,9 @@ USER = {"role": "user", "content": QUESTION}
 # them as JSON text, and that of SmolLM3.
 _AS_TEXT, _AS_LIST = "functions", "xml_tools"
 _TOOLS_NAMES = ("tools", _AS_TEXT, _AS_LIST)
-# The length of call ids that Mistral's templates ask for, and what other clients make up.
+# The length of call ids that Mistral's templates ask for, or at least; clients make up any.
 NINE = 9
-_IDS = (("call_probe_tool_1", "call_probe_tool_2"), ("probe0001", "probe0002"))
+_IDS = (("call_probe_tool_1", "2"), ("probe0001", "probe0002"))
 
 
 class EmptyContent(StrEnum):
@@ -104,8 +104,7 @@ class TemplateTraits:
     has_lone_system: it renders one without a user message, with tools too.
     has_developer: it knows the role, and does not merely print whatever role there is.
     shapes: those in which it renders a call, in the order of preference.
-    has_short_ids: it refuses ids of calls that have not nine characters.
-    has_results: it renders messages of the role tool.
+    has_short_ids: it refuses some ids of calls that have not nine characters.
     """
 
     tools_name: str | None
@@ -115,7 +114,6 @@ class TemplateTraits:
     has_developer: bool
     shapes: tuple[HistoryShape, ...]
     has_short_ids: bool
-    has_results: bool
 
 
 def traits_of(template: ChatTemplate) -> TemplateTraits:
@@ -124,11 +122,10 @@ def traits_of(template: ChatTemplate) -> TemplateTraits:
     shapes: list[HistoryShape] = []
     has_short_ids = False
     for ids in _IDS:
-        shapes = [shape for shape in SHAPES if _renders_call(template, tools_name, shape, ids[0])]
+        shapes = [shape for shape in SHAPES if _renders_call(template, tools_name, shape, ids)]
         if shapes:
             has_short_ids = ids is not _IDS[0]
             break
-    shape = shapes[0] if shapes else HistoryShape()
     return TemplateTraits(
         tools_name=tools_name,
         has_system=_shows(template, [{"role": "system", "content": _SYSTEM}, USER], _SYSTEM),
@@ -140,7 +137,6 @@ def traits_of(template: ChatTemplate) -> TemplateTraits:
         has_developer=_knows_developer(template),
         shapes=tuple(shapes),
         has_short_ids=has_short_ids,
-        has_results=_renders_result(template, tools_name, shape, short=has_short_ids),
     )
 
 
@@ -216,20 +212,17 @@ def _renders_tools(template: ChatTemplate, name: str) -> bool:
 
 
 def _renders_call(
-    template: ChatTemplate, tools_name: str | None, shape: HistoryShape, call_id: str
+    template: ChatTemplate, tools_name: str | None, shape: HistoryShape, ids: Iterable[str]
 ) -> bool:
+    """Tell whether a call is rendered whichever of the ids it has."""
     [call] = probe_calls(1, short=False)
-    call["id"] = call_id
-    text = rendered(template, [USER, shape.turn([call]), result_of(call)], tools_name)
-    return all(words in text for words in _words(ARGUMENTS[0]))
+    named = [{**call, "id": each} for each in ids]
+    texts = [
+        rendered(template, [USER, shape.turn([each]), result_of(each)], tools_name)
+        for each in named
+    ]
+    return all(words in text for words in _words(ARGUMENTS[0]) for text in texts)
 
 
 def _words(arguments: Mapping[str, Any]) -> Iterator[str]:
     yield from (TOOL, *map(str, arguments.values()))
-
-
-def _renders_result(
-    template: ChatTemplate, tools_name: str | None, shape: HistoryShape, *, short: bool
-) -> bool:
-    calls = probe_calls(1, short=short)
-    return RESULT in rendered(template, [USER, shape.turn(calls), result_of(calls[0])], tools_name)

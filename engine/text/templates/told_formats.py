@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from tokenbus.engine.chat.call_formats import CALL_FORMATS
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+# A list of calls in Python as templates show it that have no mark: `[name(key=value, …), …]`.
+_PYTHON_LIST = re.compile(r"\[\w+\(\w+ *=")
 # Marks that no other family has: they tell a format without an example of a call.
 _OWN_MARKS = ("<|", "<\N{FULLWIDTH VERTICAL LINE}")
 
@@ -37,13 +40,15 @@ def _size_shown(written: CallFormat, shown: str) -> int:
     A call that is an object has its keys behind the mark, unless the mark is one of its kind.
     """
     opening = (written.section_open or written.call_open).strip()
+    if written.is_bare and written.is_list and written.syntax is CallSyntax.PYTHON:
+        return bool(_PYTHON_LIST.search(shown))
     behind = shown.partition(opening)[2] if opening else ""
     texts = [text.strip() for text in _own_texts(written)]
     needed = [opening]
     if written.syntax is CallSyntax.JSON_CALL:
         if not opening.startswith(_OWN_MARKS):
-            keys = (written.name_key, written.arguments_key)
-            needed += [f'"{key}"' for key in keys if key]
+            keys = filter(None, (written.name_key, written.arguments_key))
+            needed += [f'"{key}"' if f"'{key}'" not in shown else f"'{key}'" for key in keys]
     else:
         needed += texts
     if not behind or not all(text in shown for text in needed):

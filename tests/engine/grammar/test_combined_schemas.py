@@ -65,6 +65,27 @@ EXAMPLES: dict[str, tuple[Any, list[Any], list[Any]]] = {
         [[], ["x"], ["y", "x"]],
         [["x", "x"], ["z"]],
     ),
+    "required-over-most": (
+        {
+            "type": ["object", "null"],
+            "properties": {"a": True, "b": True},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+            "maxProperties": 1,
+        },
+        [None],
+        [{}, {"a": 1}, {"a": 1, "b": 2}],
+    ),
+    "contains-none": (
+        {
+            "type": ["array", "null"],
+            "contains": {"type": "string"},
+            "maxContains": 0,
+            "maxItems": 1,
+        },
+        [None],
+        [[], [1], ["a"]],
+    ),
     "contains": (
         {"type": "array", "contains": {"const": 1}, "maxItems": 3},
         [[1], [0, 1], [2, 2, 1]],

@@ -54,6 +54,28 @@ TEMPLATES = {
     "{% for c in m.tool_calls %}<tool_call>\n"
     "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>"
     "{% endfor %}<|end|>{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
+    # Text beside later calls is lost, as in DeepSeek V3 and R1.
+    "forgetful": "{% if tools %}{{ tools | tojson }}{% endif %}"
+    "{% set ns = namespace(begun=false) %}{% for m in messages %}{% if m.tool_calls %}"
+    "<|assistant|>{% if not ns.begun %}{{ m.content }}{% set ns.begun = true %}{% endif %}"
+    "{% for c in m.tool_calls %}<tool_call>\n"
+    "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>"
+    "{% endfor %}<|end|>{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
+    # Turns of words take turns, and calls are shown in Python and rendered as no Python is, as in
+    # vLLM's for Gemma 3.
+    "alternating": "{% for m in messages if m.role != 'tool' and not m.tool_calls %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    "{% endif %}{% endfor %}{% if tools %}{{ tools | tojson }}[func_name(key=value...)]{% endif %}"
+    "{% for m in messages %}{% if m.tool_calls %}<|assistant|>[{% for c in m.tool_calls %}"
+    "{{ c.function.name }}({% for k, v in c.function.arguments.items() %}{{ k ~ '=' ~ v }}"
+    "{% endfor %}){% endfor %}]<|end|>{% else %}" + TURN + "{% endif %}{% endfor %}"
+    + LAST_ASSISTANT,
+    # Ids of nine characters at least, as in vLLM's for Mistral.
+    "long-ids": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+    "{% if m.tool_calls %}<|assistant|>[TOOL_CALLS] [{% for c in m.tool_calls %}"
+    "{% if c.id | length < 9 %}{{ raise_exception('too short') }}{% endif %}"
+    '{{ (c.function | tojson)[:-1] }}, "id": "{{ c.id }}"}{% if not loop.last %}, {% endif %}'
+    "{% endfor %}]<|end|>{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
     # A form that no family has.
     "unknown": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}" + TURN
     + "{% for c in m.tool_calls or [] %}#!{{ c.function.name }}!{{ c.function.arguments }}!#"
@@ -66,6 +88,9 @@ EXPECTED = {
     "first-call": "hermes",
     "content-alone": "hermes",
     "described": "hermes",
+    "forgetful": "hermes",
+    "alternating": "llama-4",
+    "long-ids": "mistral",
 }
 
 
@@ -240,6 +265,23 @@ def test_last_message_is_continued_and_reasoning_is_known_to_be_open() -> None:
         chat.render([ASKED], continue_final_message=True)
     with pytest.raises(RequestRejected, match="continue_final_message"):
         chat.render(begun, continue_final_message=True, add_generation_prompt=True)
+
+
+def test_words_behind_an_opened_thought_are_continued_inside_of_it() -> None:
+    """A template may open the block before any last answer; calls as text are not gone on with."""
+    opened = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|><think>\n{{ m.content }}"
+        "{% if not loop.last %}<|end|>{% endif %}{% else %}" + TURN + "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+    )
+    chat = ChatRenderer(tokenizer_of(opened))
+    begun = [ASKED, {"role": "assistant", "content": "It may"}]
+    assert chat.render(begun, continue_final_message=True).starts_in_reasoning
+    begun[1]["content"] = "It does.\n</think>\n\nThe"
+    assert not chat.render(begun, continue_final_message=True).starts_in_reasoning
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"]))
+    with pytest.raises(RequestRejected, match="without calls"):
+        chat.render(two_turns()[:2], continue_final_message=True)
 
 
 def test_arguments_of_a_template_take_no_place_of_its_own() -> None:

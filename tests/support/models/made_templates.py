@@ -45,6 +45,7 @@ def each(call: str, between: str = "") -> str:
 
 _NAME, _ARGUMENTS = "{{ f.name }}", "{{ f.arguments | tojson }}"
 _JSON = '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}'
+_PAIRS = "{% for k, v in f.arguments.items() %}{{ k }}={{ v }}, {% endfor %}"
 _XML = "{% for k, v in f.arguments.items() %}<{{ k }}>{{ v }}</{{ k }}>{% endfor %}"
 
 # Ways of writing calls that no format reads, or that one reads and a model would not write: tools
@@ -194,5 +195,53 @@ KNOWN = {
             "<arg_value>value</arg_value>\n</tool_call>",
         ),
         "glm-4/none",
+    ),
+    "shown with its keys in single quotes, as Falcon-H1": (
+        template_of(
+            "",
+            tools="{{ tools | tojson }}\n<tool_call>\n"
+            "{'arguments': <args-dict>, 'name': <function-name>}\n</tool_call>",
+        ),
+        "hermes/none",
+    ),
+    "Python without quotes, shown as ToolACE shows it": (
+        template_of(
+            "[" + each(f"{_NAME}({_PAIRS})", ", ") + "]",
+            tools="{{ tools | tojson }}\n[func_name1(params_name1=params_value1...), func_name2()]",
+        ),
+        "llama-4/none",
+    ),
+    "another form than the one that is shown, as Phi-4-mini of vLLM": (
+        template_of(
+            each(_JSON, ","),
+            tools='{{ tools | tojson }}\nfunctools[{"name": [function name], "arguments": [JSON]}]',
+        ),
+        "functools/none",
+    ),
+    "an empty block of Python before, as Llama 4": (
+        template_of(
+            each(
+                '{% if loop.first %}<|python_start|><|python_end|>{% endif %}{"name": "'
+                '{{ f.name }}", "parameters": {{ f.arguments | tojson }}}'
+            )
+        ),
+        "llama-4-json/none",
+    ),
+    "a mark before each call, as Granite 20B": (
+        template_of(each(f"<function_call> {_JSON}")),
+        "granite-20b/none",
+    ),
+    "arguments behind the marks of a plugin, as InternLM 2": (
+        template_of(each(f"<|action_start|><|plugin|>\n{_JSON}<|action_end|>")),
+        "internlm-2/none",
+    ),
+    "white space between the lines of a template": (
+        template_of(
+            each(f"<tool_call>\n{_JSON}\n</tool_call>"),
+            head="  <|im_start|>  assistant\n",
+            call_head="    <|im_start|>assistant\n",
+            begin="<|im_start|> assistant\n",
+        ),
+        "hermes/none",
     ),
 }

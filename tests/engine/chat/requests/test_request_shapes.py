@@ -227,6 +227,7 @@ def test_former_calls_and_results_are_those_of_tools() -> None:
         ({"tools": [TOOL, OTHER], "tool_choice": {"type": "allowed_tools", "allowed_tools": {
             "mode": "required", "tools": [{"type": "function", "function": {"name": "f"}}]}}},
          {"tools": [TOOL], "tool_choice": "required"}),
+        ({"tools": [{**TOOL, "strict": True}]}, {"tools": [TOOL]}),
         ({"tools": []}, {}),
         ({"user": "u", "store": True, "stream": True, "stream_options": {"include_usage": True},
           "service_tier": "flex", "prompt_cache_key": "k", "safety_identifier": "s"}, {}),
