@@ -25,6 +25,7 @@ from tokenbus.engine.models.triton_products import (
     TritonProduct,
 )
 from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.exchange import exchange
 from tokenbus.kernels.experts.combine import NextNorm
 from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv_row
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
@@ -41,10 +42,13 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
     from tokenbus.engine.models.product import ProductTable
     from tokenbus.kernels.activation import ActivationKind
+    from tokenbus.kernels.exchange import Boxes
 
 _Item = TypeVar("_Item")
 # The share of a device's memory that weights of four bits may take written out as well.
 _WIDE_SHARE = 0.125
+# The sides of the boxes: the two sums of a layer take turns.
+ATTENTION, MLP = range(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,7 @@ class TritonOps(TorchOps):
         """Attend through `attention`, multiply by the kinds of weight in `products`."""
         super().__init__(attention, products)
         self._fused: list[_FusedLayer] | None = None
+        self._shared: list[DecoderLayer] | None = None
         self._rounded: list[_RoundedLayer] | None = None
 
     def prepare(self, tensors: DecoderTensors) -> None:
@@ -105,10 +110,19 @@ class TritonOps(TorchOps):
         _keep_wide([item.product for item in linears if isinstance(item.product, Int4Product)])
         self._bind_mixtures(tensors)
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
-        # Fused layers have no place at which ranks could sum.
-        if not plain or self.ranks.size > 1 or config.activation not in GATES:
+        if not plain or config.activation not in GATES:
             return
         act = GATES[config.activation]
+        if self.ranks.boxes is not None:
+            self._shared = tensors.layers
+            self._fused = _if_all(
+                [
+                    _fused_part(layer, config.norm_eps, act, self.ranks.boxes)
+                    for layer in tensors.layers
+                ]
+            )
+        if self.ranks.size > 1:
+            return
         following = [*tensors.layers[1:], None]
         fused = [
             _fused(layer, after, config.norm_eps, act)
@@ -217,6 +231,8 @@ class TritonOps(TorchOps):
         """Fuse the layers of few tokens, and round between those of FP8, if they are plain ones."""
         if self._rounded is not None and hidden.shape[0] > MAX_FUSED_ROWS:
             return self._run_rounded(self._rounded, tensors, hidden, ctx)
+        if self._shared is not None and (self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS):
+            return self._run_shared(self._shared, tensors, hidden, ctx)
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
             return None
         eps = tensors.config.norm_eps
@@ -229,6 +245,34 @@ class TritonOps(TorchOps):
             hidden = fused.mlp(fused.o(x, residual), residual)
             is_normed = fused.hands_on and hidden.shape[0] > 1
         return residual
+
+    def _run_shared(
+        self,
+        layers: list[DecoderLayer],
+        tensors: DecoderTensors,
+        hidden: Tensor,
+        ctx: ForwardContext,
+    ) -> Tensor | None:
+        """Take many rows through layers that ranks share: each sum takes the norm behind it along.
+
+        None if that are more than a box holds.
+        """
+        boxes, config = self.ranks.boxes, tensors.config
+        if boxes is None or not boxes.holds(hidden):
+            return None
+        eps = config.norm_eps
+        x, residual = self._begun(hidden, layers[0].pre_attention_norm, eps), hidden
+        norms = [*(layer.pre_attention_norm for layer in layers[1:]), None]
+        for layer, following in zip(layers, norms, strict=True):
+            x = self.qkv_attention(layer.qkv.product.multiply(x), layer, eps, ctx)
+            part = layer.o.product.multiply(x)
+            x, residual = _summed(part, boxes, ATTENTION, residual, layer.pre_mlp_norm, eps)
+            part = layer.mlp.run(x, config.activation)
+            x, residual = _summed(part, boxes, MLP, residual, following, eps)
+        return residual
+
+    def _begun(self, hidden: Tensor, norm: Tensor | None, eps: float) -> Tensor:
+        return hidden if norm is None else self.rms_norm(hidden, norm, eps)
 
     def _run_rounded(
         self,
@@ -278,6 +322,35 @@ def _fused(
         o.added,
         lambda x, residual: mixture.added(x, residual, norm, behind),
         hands_on=behind is not None,
+    )
+
+
+def _summed(
+    part: Tensor, boxes: Boxes, side: int, residual: Tensor, norm: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the normed sum of all ranks' parts and the residual, and the sum in float32."""
+    added = torch.empty_like(part, dtype=torch.float32)
+    behind = None if norm is None else (norm, eps)
+    return exchange(part, boxes, side, residual, added, behind), added
+
+
+def _fused_part(
+    layer: DecoderLayer, eps: float, act: ActivationKind, boxes: Boxes
+) -> _FusedLayer | None:
+    """Bind a rank's part of a layer like a whole one; what it adds is summed over the ranks."""
+    qkv, o = layer.qkv.product, layer.o.product
+    if not isinstance(qkv, FusedProduct) or not isinstance(layer.mlp, GatedMLP):
+        return None
+    gate_up, down = layer.mlp.gate_up.product, layer.mlp.down.product
+    if not isinstance(gate_up, FusedProduct):
+        return None
+    gates = gate_up.normed(layer.pre_mlp_norm, eps, act)
+    return _FusedLayer(
+        layer,
+        qkv.normed(layer.pre_attention_norm, eps),
+        qkv.multiply,
+        lambda x, residual: exchange(o.multiply(x), boxes, ATTENTION, residual, residual),
+        lambda x, residual: exchange(down.multiply(gates(x)), boxes, MLP, residual, residual),
     )
 
 

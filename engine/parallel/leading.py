@@ -38,7 +38,9 @@ _COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.parallel.follower")
 # Multicast over NVLink is off, and no handshake is left to the capture of a graph.
 NCCL_SETTINGS = {
     "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
     "NCCL_GRAPH_REGISTER": "0",
+    "NCCL_RUNTIME_CONNECT": "0",
     "NCCL_SOCKET_IFNAME": "lo",
 }
 # Device time of a prompt token, at the very most, by which a long step is told from a dead one.
