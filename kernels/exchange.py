@@ -89,7 +89,7 @@ def exchanged(value, addresses, offset, mask, side, RANK: tl.constexpr, SIZE: tl
         if peer != RANK:
             box = _box_of(addresses, peer, dtype)
             # A rank has no place in its own box.
-            place = (RANK - 1 if RANK > peer else RANK) * PLACE
+            place = (RANK - 1 if peer < RANK else RANK) * PLACE
             tl.store(box + first + place + offset, value, mask=mask)
     own = _box_of(addresses, RANK, bits)
     total = tl.zeros(value.shape, tl.float32)
