@@ -13,7 +13,7 @@ other, so its peers have read what they were sent on this one before, and emptie
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
@@ -59,6 +59,24 @@ class Boxes:
         return part.nbytes <= self.place_bytes
 
 
+class Exchange(NamedTuple):
+    """A sum over ranks: the boxes, and the side of them, not that of the exchange before it."""
+
+    boxes: Boxes
+    side: int
+
+
+def arguments_of(
+    among: Exchange | None, dtype: torch.dtype
+) -> tuple[Tensor | None, int, dict[str, int]]:
+    """Return what a kernel that sends numbers of `dtype` is given, and what it is compiled for."""
+    if among is None:
+        return None, 0, {"RANK": 0, "SIZE": 1, "PLACE": 0}
+    boxes, side = among
+    place = boxes.place_bytes // dtype.itemsize
+    return boxes.addresses, side, {"RANK": boxes.rank, "SIZE": boxes.size, "PLACE": place}
+
+
 @triton.jit
 def _box_of(addresses, rank: tl.constexpr, dtype: tl.constexpr):
     return tl.multiple_of(tl.load(addresses + rank).to(tl.pointer_type(dtype)), 16)
@@ -68,22 +86,19 @@ def _box_of(addresses, rank: tl.constexpr, dtype: tl.constexpr):
 def _receive(place, mask):
     """Wait until all of a place is there, and leave it empty."""
     found = tl.load(place, mask=mask, other=0, volatile=True)
-    while tl.max((found == -1).to(tl.int32), axis=0) == 1:
+    while tl.max((found == -1).to(tl.int32)) == 1:
         found = tl.load(place, mask=mask, other=0, volatile=True)
+    # Threads that have numbers in common have all seen them.
+    tl.debug_barrier()
     tl.store(place, tl.full(found.shape, -1, found.dtype), mask=mask)
     return found
 
 
 @triton.jit
-def exchanged(value, addresses, offset, mask, side, RANK: tl.constexpr, SIZE: tl.constexpr,
-              PLACE: tl.constexpr):  # fmt: skip
-    """Send numbers to all peers, and return their sum with what comes from these, in float32.
-
-    value: [n], a part as it is sent; offset: [n], of its numbers in a sender's place, of which
-    each has PLACE numbers.
-    """
+def send(value, addresses, offset, mask, side, RANK: tl.constexpr, SIZE: tl.constexpr,
+         PLACE: tl.constexpr):  # fmt: skip
+    """Write numbers of a part, any shape, to all peers: at `offset` of places of PLACE numbers."""
     dtype: tl.constexpr = value.dtype
-    bits: tl.constexpr = tl.int16 if dtype.primitive_bitwidth == 16 else tl.int32
     first = side.to(tl.int64) * (SIZE - 1) * PLACE
     for peer in tl.static_range(SIZE):
         if peer != RANK:
@@ -91,11 +106,21 @@ def exchanged(value, addresses, offset, mask, side, RANK: tl.constexpr, SIZE: tl
             # A rank has no place in its own box.
             place = (RANK - 1 if peer < RANK else RANK) * PLACE
             tl.store(box + first + place + offset, value, mask=mask)
+
+
+@triton.jit
+def receive_sum(value, addresses, offset, mask, side, RANK: tl.constexpr, SIZE: tl.constexpr,
+                PLACE: tl.constexpr):  # fmt: skip
+    """Return the sum of numbers that were sent with what comes from all peers, in float32."""
+    dtype: tl.constexpr = value.dtype
+    bits: tl.constexpr = tl.int16 if dtype.primitive_bitwidth == 16 else tl.int32
+    first = side.to(tl.int64) * (SIZE - 1) * PLACE
     own = _box_of(addresses, RANK, bits)
     total = tl.zeros(value.shape, tl.float32)
     for sender in tl.static_range(SIZE):
         if sender == RANK:
-            total += value.to(tl.float32)
+            # A choice between: a product would be added here as it was before it was rounded.
+            total += tl.where(mask, value.to(tl.float32), 0.0)
         else:
             place = (sender - 1 if sender > RANK else sender) * PLACE
             found = _receive(own + first + place + offset, mask)
@@ -119,7 +144,8 @@ def _exchange_kernel(
         scale = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32)
     wait_for_inputs(PDL)
     value = tl.load(part + offs, mask=mask, other=0.0)
-    total = exchanged(value, addresses, offs, mask, side, RANK, SIZE, PLACE)
+    send(value, addresses, offs, mask, side, RANK, SIZE, PLACE)
+    total = receive_sum(value, addresses, offs, mask, side, RANK, SIZE, PLACE)
     if HAS_RESIDUAL:
         total += tl.load(residual + offs, mask=mask, other=0.0).to(tl.float32)
         tl.store(added + offs, total, mask=mask)
@@ -130,8 +156,7 @@ def _exchange_kernel(
 
 def exchange(
     part: Tensor,
-    boxes: Boxes,
-    side: int,
+    among: Exchange,
     residual: Tensor | None = None,
     added: Tensor | None = None,
     norm: tuple[Tensor, float] | None = None,
@@ -140,17 +165,17 @@ def exchange(
 
     Args:
         part: [T, H], contiguous, of 16 or 32 bits each; all ranks give parts of this shape.
-        side: of the boxes; no call may use that of the call before it.
         residual: [T, H], any dtype. added: [T, H] float32 to write the sum with it to, may be it.
         norm: the weight, [H], and eps of an RMS norm.
     Returns: [T, H], dtype of part; the same bits on all ranks.
     Raises: KernelInputError on other shapes. Twin: reference.rms_norm over the sum in float32.
     """
     num_rows, width = part.shape
+    addresses, side, options = arguments_of(among, part.dtype)
     weight, eps = norm or (None, 0.0)
     require_contiguous(part=part, residual=residual, added=added, norm=weight)
     require(part.element_size() in (2, 4), f"numbers of {part.dtype} are not exchanged")
-    require(boxes.holds(part), f"{part.nbytes} bytes are more than a place has")
+    require(among.boxes.holds(part), f"{part.nbytes} bytes are more than a place has")
     require((residual is None) == (added is None), "a sum with a residual is written to added")
     for name, tensor in (("residual", residual), ("added", added)):
         require(tensor is None or tensor.shape == part.shape, f"{name} and part differ in shape")
@@ -158,7 +183,7 @@ def exchange(
     block = next_power_of_2(width) if norm else min(_PIECE, next_power_of_2(width))
     _exchange_kernel[(num_rows, ceil_div(width, block))](
         part,
-        boxes.addresses,
+        addresses,
         side,
         residual,
         weight,
@@ -167,12 +192,10 @@ def exchange(
         eps,
         H=width,
         BLOCK_H=block,
-        RANK=boxes.rank,
-        SIZE=boxes.size,
-        PLACE=boxes.place_bytes // part.element_size(),
         HAS_RESIDUAL=residual is not None,
         HAS_NORM=norm is not None,
         num_warps=min(16, max(1, block // 256)),
+        **options,
         **dependent_launch(part.device),
     )
     return out

@@ -6,6 +6,7 @@ It is one file because the forms that a layer is bound to and what runs them are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -25,7 +26,7 @@ from tokenbus.engine.models.triton_products import (
     TritonProduct,
 )
 from tokenbus.kernels.embedding import embed
-from tokenbus.kernels.exchange import exchange
+from tokenbus.kernels.exchange import Exchange, exchange
 from tokenbus.kernels.experts.combine import NextNorm
 from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv_row
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
@@ -112,24 +113,19 @@ class TritonOps(TorchOps):
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
         if not plain or config.activation not in GATES:
             return
-        act = GATES[config.activation]
         if self.ranks.boxes is not None:
             self._shared = tensors.layers
-            self._fused = _if_all(
-                [
-                    _fused_part(layer, config.norm_eps, act, self.ranks.boxes)
-                    for layer in tensors.layers
-                ]
-            )
-        if self.ranks.size > 1:
+        elif self.ranks.size > 1:
+            # Sums through the host's library have no place in fused layers.
             return
-        following = [*tensors.layers[1:], None]
+        act, following = GATES[config.activation], [*tensors.layers[1:], None]
         fused = [
-            _fused(layer, after, config.norm_eps, act)
+            _fused(layer, after, config.norm_eps, act, self.ranks.boxes)
             for layer, after in zip(tensors.layers, following, strict=True)
         ]
         self._fused = _if_all(fused)
-        self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
+        if self.ranks.size == 1:
+            self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
 
     def _bind_mixtures(self, tensors: DecoderTensors) -> None:
         """Bind mixtures to the kernels of their kind of weight; those without any are widened."""
@@ -231,10 +227,8 @@ class TritonOps(TorchOps):
         """Fuse the layers of few tokens, and round between those of FP8, if they are plain ones."""
         if self._rounded is not None and hidden.shape[0] > MAX_FUSED_ROWS:
             return self._run_rounded(self._rounded, tensors, hidden, ctx)
-        if self._shared is not None and (self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS):
-            return self._run_shared(self._shared, tensors, hidden, ctx)
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
-            return None
+            return self._run_shared(tensors, hidden, ctx)
         eps = tensors.config.norm_eps
         residual, is_normed = hidden.float(), False
         for fused in self._fused:
@@ -247,32 +241,35 @@ class TritonOps(TorchOps):
         return residual
 
     def _run_shared(
-        self,
-        layers: list[DecoderLayer],
-        tensors: DecoderTensors,
-        hidden: Tensor,
-        ctx: ForwardContext,
+        self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
     ) -> Tensor | None:
-        """Take many rows through layers that ranks share: each sum takes the norm behind it along.
+        """Take rows through layers that ranks share: each sum takes the norm behind it along.
 
-        None if that are more than a box holds.
+        None if ranks share none, or if the boxes do not hold so many rows.
         """
         boxes, config = self.ranks.boxes, tensors.config
-        if boxes is None or not boxes.holds(hidden):
+        if self._shared is None or boxes is None or not boxes.holds(hidden):
             return None
-        eps = config.norm_eps
-        x, residual = self._begun(hidden, layers[0].pre_attention_norm, eps), hidden
-        norms = [*(layer.pre_attention_norm for layer in layers[1:]), None]
-        for layer, following in zip(layers, norms, strict=True):
+        eps, residual = config.norm_eps, hidden
+        norms = [layer.pre_attention_norm for layer in self._shared]
+        x = hidden if norms[0] is None else self.rms_norm(hidden, norms[0], eps)
+        for layer, following in zip(self._shared, [*norms[1:], None], strict=True):
             x = self.qkv_attention(layer.qkv.product.multiply(x), layer, eps, ctx)
             part = layer.o.product.multiply(x)
-            x, residual = _summed(part, boxes, ATTENTION, residual, layer.pre_mlp_norm, eps)
+            x, residual = self._summed(
+                part, Exchange(boxes, ATTENTION), residual, layer.pre_mlp_norm, eps
+            )
             part = layer.mlp.run(x, config.activation)
-            x, residual = _summed(part, boxes, MLP, residual, following, eps)
+            x, residual = self._summed(part, Exchange(boxes, MLP), residual, following, eps)
         return residual
 
-    def _begun(self, hidden: Tensor, norm: Tensor | None, eps: float) -> Tensor:
-        return hidden if norm is None else self.rms_norm(hidden, norm, eps)
+    def _summed(
+        self, part: Tensor, among: Exchange, residual: Tensor, norm: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the normed sum of all ranks' parts and the residual, and the sum in float32."""
+        added = torch.empty_like(part, dtype=torch.float32)
+        behind = None if norm is None else (norm, eps)
+        return exchange(part, among, residual, added, behind), added
 
     def _run_rounded(
         self,
@@ -301,18 +298,28 @@ class TritonOps(TorchOps):
 
 
 def _fused(
-    layer: DecoderLayer, following: DecoderLayer | None, eps: float, act: ActivationKind
+    layer: DecoderLayer,
+    following: DecoderLayer | None,
+    eps: float,
+    act: ActivationKind,
+    boxes: Boxes | None,
 ) -> _FusedLayer | None:
-    """Bind a layer's linears to what surrounds them, None if one of them cannot be."""
+    """Bind a layer's linears to what surrounds them, None if one of them cannot be.
+
+    boxes: those of the ranks that share the layer, if there are several.
+    """
     qkv, o = layer.qkv.product, layer.o.product
     if not isinstance(qkv, FusedProduct) or not isinstance(o, FusedProduct):
         return None
     normed = qkv.normed(layer.pre_attention_norm, eps)
     if isinstance(layer.mlp, GatedMLP):
-        mlp = _fused_mlp(layer.mlp, layer.pre_mlp_norm, eps, act)
-        return mlp and _FusedLayer(layer, normed, qkv.multiply, o.added, mlp)
+        sums = [boxes and Exchange(boxes, side) for side in (ATTENTION, MLP)]
+        mlp = _fused_mlp(layer.mlp, layer.pre_mlp_norm, eps, act, sums[MLP])
+        added = partial(o.added, among=sums[ATTENTION])
+        return mlp and _FusedLayer(layer, normed, qkv.multiply, added, mlp)
     mixture, norm = layer.mlp.product, _norm_of(layer.pre_mlp_norm, eps)
-    if not isinstance(mixture, TritonMixture):
+    # What a mixture hands on is summed already.
+    if not isinstance(mixture, TritonMixture) or boxes is not None:
         return None
     behind = None if following is None else _norm_of(following.pre_attention_norm, eps)
     return _FusedLayer(
@@ -325,44 +332,15 @@ def _fused(
     )
 
 
-def _summed(
-    part: Tensor, boxes: Boxes, side: int, residual: Tensor, norm: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return the normed sum of all ranks' parts and the residual, and the sum in float32."""
-    added = torch.empty_like(part, dtype=torch.float32)
-    behind = None if norm is None else (norm, eps)
-    return exchange(part, boxes, side, residual, added, behind), added
-
-
-def _fused_part(
-    layer: DecoderLayer, eps: float, act: ActivationKind, boxes: Boxes
-) -> _FusedLayer | None:
-    """Bind a rank's part of a layer like a whole one; what it adds is summed over the ranks."""
-    qkv, o = layer.qkv.product, layer.o.product
-    if not isinstance(qkv, FusedProduct) or not isinstance(layer.mlp, GatedMLP):
-        return None
-    gate_up, down = layer.mlp.gate_up.product, layer.mlp.down.product
-    if not isinstance(gate_up, FusedProduct):
-        return None
-    gates = gate_up.normed(layer.pre_mlp_norm, eps, act)
-    return _FusedLayer(
-        layer,
-        qkv.normed(layer.pre_attention_norm, eps),
-        qkv.multiply,
-        lambda x, residual: exchange(o.multiply(x), boxes, ATTENTION, residual, residual),
-        lambda x, residual: exchange(down.multiply(gates(x)), boxes, MLP, residual, residual),
-    )
-
-
 def _fused_mlp(
-    mlp: GatedMLP, norm: Tensor | None, eps: float, act: ActivationKind
+    mlp: GatedMLP, norm: Tensor | None, eps: float, act: ActivationKind, among: Exchange | None
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return what adds an MLP to the residual, norm and sum fused in."""
     gate_up, down = mlp.gate_up.product, mlp.down.product
     if not isinstance(gate_up, FusedProduct) or not isinstance(down, FusedProduct):
         return None
     gates = gate_up.normed(norm, eps, act)
-    return lambda x, residual: down.added(gates(x), residual)
+    return lambda x, residual: down.added(gates(x), residual, among)
 
 
 def _norm_of(weight: Tensor | None, eps: float) -> NextNorm | None:
