@@ -6,6 +6,7 @@ It is one file because the forms that a layer is bound to and what runs them are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from tokenbus.engine.models.triton_products import (
     TritonProduct,
 )
 from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.exchange import Exchange, exchange
 from tokenbus.kernels.experts.combine import NextNorm
 from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv_row
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
@@ -41,10 +43,13 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
     from tokenbus.engine.models.product import ProductTable
     from tokenbus.kernels.activation import ActivationKind
+    from tokenbus.kernels.exchange import Boxes
 
 _Item = TypeVar("_Item")
 # The share of a device's memory that weights of four bits may take written out as well.
 _WIDE_SHARE = 0.125
+# The sides of the boxes: the two sums of a layer take turns.
+ATTENTION, MLP = range(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,7 @@ class TritonOps(TorchOps):
         """Attend through `attention`, multiply by the kinds of weight in `products`."""
         super().__init__(attention, products)
         self._fused: list[_FusedLayer] | None = None
+        self._shared: list[DecoderLayer] | None = None
         self._rounded: list[_RoundedLayer] | None = None
 
     def prepare(self, tensors: DecoderTensors) -> None:
@@ -105,17 +111,21 @@ class TritonOps(TorchOps):
         _keep_wide([item.product for item in linears if isinstance(item.product, Int4Product)])
         self._bind_mixtures(tensors)
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
-        # Fused layers have no place at which ranks could sum.
-        if not plain or self.ranks.size > 1 or config.activation not in GATES:
+        if not plain or config.activation not in GATES:
             return
-        act = GATES[config.activation]
-        following = [*tensors.layers[1:], None]
+        if self.ranks.boxes is not None:
+            self._shared = tensors.layers
+        elif self.ranks.size > 1:
+            # Sums through the host's library have no place in fused layers.
+            return
+        act, following = GATES[config.activation], [*tensors.layers[1:], None]
         fused = [
-            _fused(layer, after, config.norm_eps, act)
+            _fused(layer, after, config.norm_eps, act, self.ranks.boxes)
             for layer, after in zip(tensors.layers, following, strict=True)
         ]
         self._fused = _if_all(fused)
-        self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
+        if self.ranks.size == 1:
+            self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
 
     def _bind_mixtures(self, tensors: DecoderTensors) -> None:
         """Bind mixtures to the kernels of their kind of weight; those without any are widened."""
@@ -218,7 +228,7 @@ class TritonOps(TorchOps):
         if self._rounded is not None and hidden.shape[0] > MAX_FUSED_ROWS:
             return self._run_rounded(self._rounded, tensors, hidden, ctx)
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
-            return None
+            return self._run_shared(tensors, hidden, ctx)
         eps = tensors.config.norm_eps
         residual, is_normed = hidden.float(), False
         for fused in self._fused:
@@ -229,6 +239,37 @@ class TritonOps(TorchOps):
             hidden = fused.mlp(fused.o(x, residual), residual)
             is_normed = fused.hands_on and hidden.shape[0] > 1
         return residual
+
+    def _run_shared(
+        self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
+    ) -> Tensor | None:
+        """Take rows through layers that ranks share: each sum takes the norm behind it along.
+
+        None if ranks share none, or if the boxes do not hold so many rows.
+        """
+        boxes, config = self.ranks.boxes, tensors.config
+        if self._shared is None or boxes is None or not boxes.holds(hidden):
+            return None
+        eps, residual = config.norm_eps, hidden
+        norms = [layer.pre_attention_norm for layer in self._shared]
+        x = hidden if norms[0] is None else self.rms_norm(hidden, norms[0], eps)
+        for layer, following in zip(self._shared, [*norms[1:], None], strict=True):
+            x = self.qkv_attention(layer.qkv.product.multiply(x), layer, eps, ctx)
+            part = layer.o.product.multiply(x)
+            x, residual = self._summed(
+                part, Exchange(boxes, ATTENTION), residual, layer.pre_mlp_norm, eps
+            )
+            part = layer.mlp.run(x, config.activation)
+            x, residual = self._summed(part, Exchange(boxes, MLP), residual, following, eps)
+        return residual
+
+    def _summed(
+        self, part: Tensor, among: Exchange, residual: Tensor, norm: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return the normed sum of all ranks' parts and the residual, and the sum in float32."""
+        added = torch.empty_like(part, dtype=torch.float32)
+        behind = None if norm is None else (norm, eps)
+        return exchange(part, among, residual, added, behind), added
 
     def _run_rounded(
         self,
@@ -257,18 +298,28 @@ class TritonOps(TorchOps):
 
 
 def _fused(
-    layer: DecoderLayer, following: DecoderLayer | None, eps: float, act: ActivationKind
+    layer: DecoderLayer,
+    following: DecoderLayer | None,
+    eps: float,
+    act: ActivationKind,
+    boxes: Boxes | None,
 ) -> _FusedLayer | None:
-    """Bind a layer's linears to what surrounds them, None if one of them cannot be."""
+    """Bind a layer's linears to what surrounds them, None if one of them cannot be.
+
+    boxes: those of the ranks that share the layer, if there are several.
+    """
     qkv, o = layer.qkv.product, layer.o.product
     if not isinstance(qkv, FusedProduct) or not isinstance(o, FusedProduct):
         return None
     normed = qkv.normed(layer.pre_attention_norm, eps)
     if isinstance(layer.mlp, GatedMLP):
-        mlp = _fused_mlp(layer.mlp, layer.pre_mlp_norm, eps, act)
-        return mlp and _FusedLayer(layer, normed, qkv.multiply, o.added, mlp)
+        sums = [boxes and Exchange(boxes, side) for side in (ATTENTION, MLP)]
+        mlp = _fused_mlp(layer.mlp, layer.pre_mlp_norm, eps, act, sums[MLP])
+        added = partial(o.added, among=sums[ATTENTION])
+        return mlp and _FusedLayer(layer, normed, qkv.multiply, added, mlp)
     mixture, norm = layer.mlp.product, _norm_of(layer.pre_mlp_norm, eps)
-    if not isinstance(mixture, TritonMixture):
+    # What a mixture hands on is summed already.
+    if not isinstance(mixture, TritonMixture) or boxes is not None:
         return None
     behind = None if following is None else _norm_of(following.pre_attention_norm, eps)
     return _FusedLayer(
@@ -282,14 +333,14 @@ def _fused(
 
 
 def _fused_mlp(
-    mlp: GatedMLP, norm: Tensor | None, eps: float, act: ActivationKind
+    mlp: GatedMLP, norm: Tensor | None, eps: float, act: ActivationKind, among: Exchange | None
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
     """Return what adds an MLP to the residual, norm and sum fused in."""
     gate_up, down = mlp.gate_up.product, mlp.down.product
     if not isinstance(gate_up, FusedProduct) or not isinstance(down, FusedProduct):
         return None
     gates = gate_up.normed(norm, eps, act)
-    return lambda x, residual: down.added(gates(x), residual)
+    return lambda x, residual: down.added(gates(x), residual, among)
 
 
 def _norm_of(weight: Tensor | None, eps: float) -> NextNorm | None:

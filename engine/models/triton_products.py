@@ -25,6 +25,7 @@ from tokenbus.engine.models.linear_weight import (
 )
 from tokenbus.engine.models.ops import widened
 from tokenbus.engine.models.product import Product, ProductTable
+from tokenbus.kernels.exchange import exchange
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_qkv import fp8_qkv_row
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.models.linear_weight import LinearWeight
     from tokenbus.kernels.activation import ActivationKind
+    from tokenbus.kernels.exchange import Exchange
     from tokenbus.kernels.linear.fp8_qkv import PageTarget
 
 GATES: dict[Activation, ActivationKind] = {
@@ -73,8 +75,11 @@ class FusedProduct(Product):
         """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
 
     @abstractmethod
-    def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
+    def added(self, x: Tensor, residual: Tensor, among: Exchange | None = None) -> Tensor:
+        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to.
+
+        The product is summed among ranks before, if they are given.
+        """
 
 
 class TritonProduct(FusedProduct):
@@ -110,9 +115,10 @@ class TritonProduct(FusedProduct):
         fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
         return lambda x: small_linear(x, values, fusion)
 
-    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+    def added(self, x: Tensor, residual: Tensor, among: Exchange | None = None) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-        return small_linear(x, self._values, Fusion(bias=self._bias, residual=residual))
+        fusion = Fusion(bias=self._bias, residual=residual, among=among)
+        return small_linear(x, self._values, fusion)
 
 
 class Fp8Product(FusedProduct):
@@ -156,10 +162,11 @@ class Fp8Product(FusedProduct):
 
         return multiply
 
-    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+    def added(self, x: Tensor, residual: Tensor, among: Exchange | None = None) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-        fusion = Fusion(bias=self._bias, residual=residual)
-        return self._multiply(x, fusion)
+        if among is not None and x.shape[0] > 1:
+            return exchange(self.multiply(x), among, residual, residual)
+        return self._multiply(x, Fusion(bias=self._bias, residual=residual, among=among))
 
     def row_to_pages(
         self, x: Tensor, target: PageTarget, norm_weight: Tensor | None, eps: float
@@ -267,8 +274,10 @@ class Int4Product(FusedProduct):
         fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
         return lambda x: int4_linear(x, self._packed, fusion)
 
-    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+    def added(self, x: Tensor, residual: Tensor, among: Exchange | None = None) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
+        if among is not None:
+            return exchange(self.multiply(x), among, residual, residual)
         return int4_linear(x, self._packed, Fusion(bias=self._bias, residual=residual))
 
 

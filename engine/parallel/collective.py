@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from tokenbus.engine.errors import EngineError
+from tokenbus.engine.parallel.peer_memory import open_boxes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.engine.parallel.board import RankBoard
+    from tokenbus.kernels.exchange import Boxes
 
 # The watch of rank 0 tells a rank that hangs within seconds; this is for what it cannot see.
 _TIMEOUT = timedelta(minutes=30)
@@ -34,10 +36,12 @@ class Collective(ABC):
 
     Attributes:
         rank: of this process, 0 is the one with scheduler and sampler; size: ranks of the group.
+        boxes: for sums through memory of peers, None where there is none.
     """
 
     rank: int
     size: int
+    boxes: Boxes | None = None
 
     @abstractmethod
     def all_reduce(self, part: Tensor) -> Tensor:
@@ -157,7 +161,9 @@ def join(
         options = torch_dist.ProcessGroupNCCL.Options()
         options._timeout = _TIMEOUT
         nccl = torch_dist.ProcessGroupNCCL(store, board.rank, board.size, options)
-        return NcclGroup(nccl, board, cause)
+        group = NcclGroup(nccl, board, cause)
+        group.boxes = open_boxes(device, board, store)
+        return group
     options = torch_dist.ProcessGroupGloo._Options()
     options._timeout = _TIMEOUT
     options._devices = [torch_dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]

@@ -54,6 +54,7 @@ class FollowingGroup(RankGroup):
         self.config = EngineConfig(**told)
         self._sock = sock
         self._board = RankBoard(memory, rank, self.config.tensor_parallel)
+        Thread(target=self._beat, name="beat", daemon=True).start()
         self.device = device_of_rank(self.config, rank)
         self.sampling = FollowedSampling()
         # Random weights that all ranks hold are drawn alike.
@@ -62,7 +63,6 @@ class FollowingGroup(RankGroup):
     def meet(self) -> None:
         """Join the other ranks."""
         settle(self.device)
-        Thread(target=self._beat, name="beat", daemon=True).start()
         send_message(self._sock, ["here"])
         self.collective = join(self.device, self._folder, self._board, lambda error: error)
 

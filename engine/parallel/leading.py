@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from tokenbus.engine.parallel.collective import join
 from tokenbus.engine.parallel.group import RankGroup
 from tokenbus.engine.parallel.orders import PROBE, OrderBook
 from tokenbus.engine.parallel.topology import device_of_rank, settle, tell
-from tokenbus.engine.parallel.watch import SILENT_S, RankWatch
+from tokenbus.engine.parallel.watch import LOOK_S, SILENT_S, Pulse, RankWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ _COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.parallel.follower")
 NCCL_SETTINGS = {
     "NCCL_NVLS_ENABLE": "0",
     "NCCL_GRAPH_REGISTER": "0",
+    "NCCL_RUNTIME_CONNECT": "0",
     "NCCL_SOCKET_IFNAME": "lo",
 }
 # Device time of a prompt token, at the very most, by which a long step is told from a dead one.
@@ -153,12 +155,20 @@ class LeadingGroup(RankGroup):
     def _hear(self, word: str) -> None:
         """Wait until every follower has said a word. Raises: what one of them failed of."""
         for rank, sock in enumerate(self._sockets, 1):
+            self._await_word(rank, sock)
             try:
                 said = receive_message(sock)
             except (OSError, ValueError) as error:
                 raise EngineError(f"rank {rank} ended before it was {word}") from error
             if said[0] != word:
                 raise _error_of(rank, *said[1:])
+
+    def _await_word(self, rank: int, sock: socket.socket) -> None:
+        """Wait until a follower says something. Raises: EngineError if it has stopped to beat."""
+        pulse = Pulse(self._board, rank)
+        while not select.select([sock], [], [], LOOK_S)[0]:
+            if pulse.has_stopped():
+                raise EngineError(f"rank {rank} has not answered for {SILENT_S:g} s at its start")
 
 
 def lead(config: EngineConfig, progress: Callable[[str, float], None] | None) -> LeadingGroup:

@@ -27,11 +27,27 @@ if TYPE_CHECKING:
 # A follower beats twenty times in that, whatever its thread computes.
 SILENT_S = 4.0
 BEAT_S = SILENT_S / 20
-_LOOK_S = 0.1
+LOOK_S = 0.1
 # A look that comes so much later says that this process was held up itself.
 _HELD_UP_S = 1.0
 # What kills a rank shows here and in what the others compute with it, in either order.
 _FIRST_SIGN_S = 2.0
+
+
+class Pulse:
+    """When a rank beat last, by the clock of this process while that is not held up itself."""
+
+    def __init__(self, board: RankBoard, rank: int) -> None:
+        self._board, self._rank, self._seen = board, rank, 0
+        self._moved_at = self._looked_at = time.monotonic()
+
+    def has_stopped(self) -> bool:
+        """Look, at least every second; tell whether a rank that has begun to beat has stopped."""
+        now, beats = time.monotonic(), self._board.beats(self._rank)
+        if beats != self._seen or beats == 0 or now - self._looked_at > _HELD_UP_S:
+            self._seen, self._moved_at = beats, now
+        self._looked_at = now
+        return now - self._moved_at > SILENT_S
 
 
 class RankWatch:
@@ -81,27 +97,21 @@ class RankWatch:
             process.kill()
 
     def _run(self) -> None:
-        started_at = time.monotonic()
-        moved_at = [started_at] * self._board.size
-        seen, waits = [-1] * self._board.size, [(0, 0)]
-        looked_at = started_at
+        pulses = {rank: Pulse(self._board, rank) for rank in range(1, self._board.size)}
+        waits, looked_at, moved_at = [(0, 0)], time.monotonic(), time.monotonic()
         while not self._is_over.is_set() and self._loss is None:
             self._listen()
-            now = time.monotonic()
-            if now - looked_at > _HELD_UP_S:
-                moved_at = [now] * self._board.size
-            looked_at = now
-            for rank in range(1, self._board.size):
-                beats = self._board.beats(rank)
-                if beats != seen[rank]:
-                    seen[rank], moved_at[rank] = beats, now
-                elif now - moved_at[rank] > SILENT_S:
+            for rank, pulse in pulses.items():
+                if pulse.has_stopped():
                     self.lose(rank, f"has not answered for {SILENT_S:g} s")
+            now = time.monotonic()
             counts = [self._board.collectives(rank) for rank in range(self._board.size)]
-            if counts != waits or not self._all_wait(counts):
-                waits, moved_at[0] = counts, now
-            elif now - moved_at[0] > SILENT_S:
+            is_held_up = now - looked_at > _HELD_UP_S
+            if counts != waits or is_held_up or not self._all_wait(counts):
+                waits, moved_at = counts, now
+            elif now - moved_at > SILENT_S:
                 self.lose(0, f"waits for ranks that wait for it, for {SILENT_S:g} s")
+            looked_at = now
 
     def _all_wait(self, counts: list[tuple[int, int]]) -> bool:
         """Tell whether rank 0 waits in a collective and no other rank is on its way there."""
@@ -113,7 +123,7 @@ class RankWatch:
     def _listen(self) -> None:
         """Wait a moment for followers that end, and take what they say."""
         try:
-            ready, _, _ = select.select(self._sockets, [], [], _LOOK_S)
+            ready, _, _ = select.select(self._sockets, [], [], LOOK_S)
         except (OSError, ValueError):
             # The group was let go of, and its sockets are closed.
             self._is_over.set()

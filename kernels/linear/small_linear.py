@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from tokenbus.kernels.activation import KINDS, gated_act
+from tokenbus.kernels.exchange import arguments_of, exchange
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.kernels.activation import ActivationKind
+    from tokenbus.kernels.exchange import Exchange
 
 MAX_ROWS = 16
 
@@ -33,7 +35,8 @@ class Fusion:
     """What surrounds the product: rms_norm(x) in front, + bias, act(gate) * up, + residual.
 
     norm_weight: [K]. bias: [width of weight]. With `act` the weight holds gate and up rows,
-    [2 N, K]. residual: [M, N] float32, overwritten with the sum, of which the result is rounded.
+    [2 N, K]. among: ranks over which the product is summed before the residual. residual: [M, N]
+    float32, overwritten with the sum, of which the result is rounded.
     """
 
     norm_weight: Tensor | None = None
@@ -41,6 +44,7 @@ class Fusion:
     eps: float = 1e-6
     bias: Tensor | None = None
     act: ActivationKind | None = None
+    among: Exchange | None = None
     residual: Tensor | None = None
 
     @property
@@ -93,6 +97,8 @@ def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) 
         value = torch.nn.functional.linear(x, weight, fusion.bias)
     if fusion.act is not None:
         value = gated_act(value, fusion.act)
+    if fusion.among is not None:
+        return exchange(value, fusion.among, fusion.residual, fusion.residual)
     if fusion.residual is not None:
         value = fusion.residual.add_(value)
     return value.to(out_dtype)
@@ -133,9 +139,13 @@ def small_linear(
     if tuning is None:
         value = _compose(x, weight, fusion, dtype)
         return value if out is None else out.copy_(value)
+    if x.element_size() > 2:
+        # Layouts were swept in 16 bits, and some fill the shared memory.
+        tuning = replace(tuning, stages=max(1, tuning.stages // 2))
     if out is None:
         out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
-    tensors = (x, weight, fusion.bias, fusion.residual, fusion.norm_weight, out)
+    addresses, side, ranks = arguments_of(fusion.among, torch.float32)
+    tensors = (fusion.bias, addresses, fusion.residual, fusion.norm_weight, out, side)
     grid = (ceil_div(width_out, (tuning.width or tuning.block_n) * tuning.groups),)
     options = {
         "K": width_in,
@@ -146,6 +156,7 @@ def small_linear(
         "ADD_ONE": fusion.norm_add_one,
         "ACT": fusion.act or "none",
         "num_warps": tuning.num_warps,
+        **ranks,
         **dependent_launch(x.device),
     }
     if num_rows == 1:
@@ -153,7 +164,7 @@ def small_linear(
             x,
             weight,
             None,
-            *tensors[2:],
+            *tensors,
             width_out,
             fusion.eps,
             ROWS=tuning.block_n,
@@ -166,6 +177,8 @@ def small_linear(
     else:
         early = tuning.early and options["PDL"]
         small_matmul_kernel[grid](
+            x,
+            weight,
             *tensors,
             num_rows,
             width_out,

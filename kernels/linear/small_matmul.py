@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.activation import gate
+from tokenbus.kernels.exchange import receive_sum, send
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
 
 
@@ -65,15 +66,17 @@ def _fetch_early(weight, rows, end, K: tl.constexpr, LINES: tl.constexpr):
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "side"])
 def small_matmul_kernel(
-    x, weight, bias, residual, norm_weight, out, M, N, eps, K: tl.constexpr, ROWS: tl.constexpr,
+    x, weight, bias, boxes, residual, norm_weight, out, side, M, N, eps, K: tl.constexpr,
+    ROWS: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr,
     STAGES: tl.constexpr, EARLY_LINES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr,
-    PRECISION: tl.constexpr, PDL: tl.constexpr,
+    PRECISION: tl.constexpr, RANK: tl.constexpr, SIZE: tl.constexpr, PLACE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute [M, WIDTH] outputs: norm in front, bias, gate and residual behind.
+    """Compute [M, WIDTH] outputs: norm in front, bias, gate, sum and residual behind.
 
     A tile of BLOCK_N outputs is filled up to WIDTH, so that any number of programs can share out
     the outputs evenly; what is not filled is not read.
@@ -122,6 +125,9 @@ def small_matmul_kernel(
         acc = gate(acc, ACT) * acc_up
     mask = some[:, None] & live[None, :]
     place = rows[:, None] * N + cols[None, :]
+    if SIZE > 1:
+        send(acc, boxes, place, mask, side, RANK, SIZE, PLACE)
+        acc = receive_sum(acc, boxes, place, mask, side, RANK, SIZE, PLACE)
     if HAS_RESIDUAL:
         acc += tl.load(residual + place, mask=mask, other=0.0)
         tl.store(residual + place, acc, mask=mask)
