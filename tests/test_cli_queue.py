@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
+from workers.forked_command import ForkedCommand, forked_command
 from workers.stubs import StubWorker
 
 from tokenbus.producer.client.blocking import Client
@@ -28,8 +27,6 @@ from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli"]
 
 
 @pytest.fixture(scope="module")
@@ -46,34 +43,30 @@ def pool() -> str:
     return f"cli-{uuid.uuid4().hex[:12]}"
 
 
-def _start(*args: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *args],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    )
+@dataclass(frozen=True)
+class _Ended:
+    """A command that has ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def _run(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *args], input=stdin, capture_output=True, text=True, timeout=PATIENCE_S
-    )
+def _run(*args: str, stdin: str = "") -> _Ended:
+    with forked_command(*args) as process:
+        process.stdin.write(stdin)
+        process.stdin.close()
+        stdout, stderr = process.stdout.read(), process.stderr.read()
+        return _Ended(process.join(), stdout, stderr)
 
 
 @contextmanager
-def _worker(url: str, pool: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def _worker(url: str, pool: str, **environment: str) -> Iterator[ForkedCommand]:
     """Run a worker with made-up tokens, from its first pull on; kill it if it outlives the test."""
     args = ("worker", "--engine", "null", "--redis", url, "--pool", pool, "--log-format", "json")
-    with _start(*args, **environment) as process:
-        try:
-            assert process.stderr
-            assert any('"worker.started"' in line for line in process.stderr)
-            yield process
-        finally:
-            process.kill()
+    with forked_command(*args, **environment) as process:
+        assert any('"worker.started"' in line for line in process.stderr)
+        yield process
 
 
 def _target(url: str, pool: str) -> tuple[str, ...]:
@@ -116,13 +109,13 @@ def test_interrupt_of_submit_cancels_the_job(url: str, pool: str) -> None:
     """Ctrl-C leaves with code 130, without a traceback, and the job ends as cancelled."""
     with (
         _worker(url, pool, TOKENBUS_NULL_TOKENS_PER_S="5"),
-        _start("submit", "hello", "--max-tokens", "5000", "--json", *_target(url, pool)) as process,
+        forked_command(
+            "submit", "hello", "--max-tokens", "5000", "--json", *_target(url, pool)
+        ) as process,
     ):
-        assert process.stdout
-        assert process.stderr
         job_id = json.loads(process.stdout.readline())["job"]
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=PATIENCE_S) == 130
+        assert process.join() == 130
         assert "Traceback" not in process.stderr.read()
         with Client.connect(url, pool=pool) as client, pytest.raises(JobCancelled):
             client.result(job_id, timeout_s=PATIENCE_S)
@@ -132,7 +125,7 @@ def test_interrupt_of_an_idle_worker_is_an_orderly_end(url: str, pool: str) -> N
     """Ctrl-C drains; a worker with nothing to do leaves at once with code 0."""
     with _worker(url, pool) as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=PATIENCE_S) == 0
+        assert process.join() == 0
 
 
 def test_status_tells_whether_a_worker_lives(url: str, pool: str) -> None:
@@ -230,11 +223,13 @@ def test_operator_looks_at_jobs_and_pauses_the_pool(
 
 def test_submit_into_a_pool_without_workers_says_so(url: str, pool: str) -> None:
     """Who mistypes a pool hears at once which ones have workers here; the job waits."""
-    with _worker(url, pool), _start("submit", "hi", *_target(url, f"{pool}-typo")) as waiting:
-        assert waiting.stderr
+    with (
+        _worker(url, pool),
+        forked_command("submit", "hi", *_target(url, f"{pool}-typo")) as waiting,
+    ):
         told = waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(timeout=PATIENCE_S) == 130
+        assert waiting.join() == 130
     assert f"no worker in pool {pool}-typo; pools with workers here: " in told
     assert pool in told.partition(": ")[2]
 
@@ -245,10 +240,8 @@ def test_server_that_is_away_is_told_at_once(capsys: pytest.CaptureFixture[str])
     assert cli.main(["status", "--redis", nowhere]) == 1
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "tokenbus: no server at redis://***@127.0.0.1:1/0 yet, trying for 2 s"
-    with _start("worker", "--engine", "null", "--redis", nowhere) as worker:
-        assert worker.stderr
+    with forked_command("worker", "--engine", "null", "--redis", nowhere) as worker:
         line = next(line for line in worker.stderr if "server.awaited" in line)
-        worker.kill()
     assert "no server at redis://***@127.0.0.1:1/0 yet, trying for 30 s" in line
 
 

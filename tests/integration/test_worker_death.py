@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
+from workers.forkserver import forked_null_worker
 from workers.null_workers import (
     Story,
     command,
@@ -18,7 +19,6 @@ from workers.null_workers import (
     leaked_keys,
     until,
     worker,
-    worker_process,
 )
 
 from tokenbus.producer.client.pool_status import read_status
@@ -95,7 +95,7 @@ async def test_second_worker_goes_on_where_the_first_was_lost(
     told of messages goes on as their texts do.
     """
     pace: dict[str, Any] = {"null_tokens_per_s": 20, **LEASE}
-    async with worker_process(pool, redis_url, **pace) as first:
+    async with forked_null_worker(pool, redis_url, **pace) as first:
         readers = Readers(client, await _submit(client, num_with_tools=2), 10)
         await readers.midway()
         first.send(number)
@@ -129,7 +129,7 @@ async def test_choices_and_stop_strings_continue_in_the_next_worker(
     texts = [expected_text(5, NUM_TOKENS, choice) for choice in range(2)]
     stop = texts[0][150:160]
     assert stop not in texts[1]
-    async with worker_process(pool, redis_url, null_tokens_per_s=60, **LEASE) as first:
+    async with forked_null_worker(pool, redis_url, null_tokens_per_s=60, **LEASE) as first:
         job = await client.submit("hello", seed=5, n=2, max_tokens=NUM_TOKENS, stop=[stop])
         midway = asyncio.Event()
 
@@ -163,7 +163,7 @@ async def test_drain_hands_back_what_does_not_end_in_time(
     A drain is no crash: no attempt is counted.
     """
     pace: dict[str, Any] = {"null_tokens_per_s": 60, "drain_deadline_s": 0.3}
-    async with worker_process(pool, redis_url, **pace) as first:
+    async with forked_null_worker(pool, redis_url, **pace) as first:
         readers = Readers(client, await _submit(client), 10)
         await readers.midway()
         first.send(signal.SIGTERM)
@@ -184,7 +184,9 @@ async def test_drain_lets_jobs_end_that_do_so_in_time(
     client: AsyncClient, redis_url: str, pool: str
 ) -> None:
     """A worker that is asked to stop finishes what runs, and pulls nothing more."""
-    async with worker_process(pool, redis_url, null_tokens_per_s=60, drain_deadline_s=30) as first:
+    async with forked_null_worker(
+        pool, redis_url, null_tokens_per_s=60, drain_deadline_s=30
+    ) as first:
         readers = Readers(client, await _submit(client), 10)
         await readers.midway()
         first.send(signal.SIGTERM)
@@ -198,7 +200,7 @@ async def test_second_interrupt_does_not_wait_for_the_deadline(
 ) -> None:
     """Ctrl-C twice ends the worker at once; what it held is finished by another, unbroken."""
     pace = {"null_tokens_per_s": 30, "drain_deadline_s": 3600}
-    async with worker_process(pool, redis_url, **pace) as first:
+    async with forked_null_worker(pool, redis_url, **pace) as first:
         readers = Readers(client, await _submit(client), 5)
         await readers.midway()
         first.send(signal.SIGINT)

@@ -67,19 +67,27 @@ def prompts(llm: LLM) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def references(model: str, prompts: list[list[int]]) -> list[list[int]]:
-    """Return what transformers generates greedily, up to and with the end of sequence."""
+    """Return what transformers generates greedily, up to and with the end of sequence.
+
+    All prompts at once, padded on the left: one at a time each token reads all weights.
+    """
     reference: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     reference.eval()
+    longest = max(map(len, prompts))
+    padding = torch.tensor([longest - len(prompt) for prompt in prompts])
+    rows = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
+    with torch.inference_mode():
+        out = reference.generate(
+            torch.tensor(rows),
+            attention_mask=(torch.arange(longest) >= padding[:, None]).long(),
+            max_new_tokens=NUM_TOKENS,
+            do_sample=False,
+        )
+    eos = reference.generation_config.eos_token_id
     answers = []
-    for prompt in prompts:
-        with torch.inference_mode():
-            out = reference.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=NUM_TOKENS,
-                do_sample=False,
-            )
-        answers.append(out[0, len(prompt) :].tolist())
+    for row in out[:, longest:].tolist():
+        num_tokens = row.index(eos) + 1 if eos in row else NUM_TOKENS
+        answers.append(row[:num_tokens])
     return answers
 
 

@@ -11,7 +11,7 @@ from rides.scale import LEASE
 from servers.fixtures import server_binary
 from servers.mortal_server import MortalServer
 from workers.control_processes import ControlProcess, control_process
-from workers.null_workers import WorkerProcess, worker_process
+from workers.forkserver import ForkedWorker, forked_null_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -42,7 +42,7 @@ class Deployment:
         self._settings = settings
         self._stack = AsyncExitStack()
         self._num_workers = num_workers
-        self._workers: deque[WorkerProcess] = deque()
+        self._workers: deque[ForkedWorker] = deque()
         self._control: ControlProcess | None = None
         self._turn = 0
 
@@ -72,7 +72,7 @@ class Deployment:
                 self.server.kill()
                 await self.server.start()
             case "worker":
-                self._workers.popleft().process.kill()
+                self._workers.popleft().kill()
                 await self._start_worker()
             case "control":
                 assert self._control is not None
@@ -86,7 +86,7 @@ class Deployment:
                 self.doors[-1] = await self._stack.enter_async_context(made)
 
     async def _start_worker(self) -> None:
-        made = worker_process(self.pool, self.server.url, **(LEASE | self._settings))
+        made = forked_null_worker(self.pool, self.server.url, **(LEASE | self._settings))
         self._workers.append(await self._stack.enter_async_context(made))
 
     async def _start_control(self) -> None:

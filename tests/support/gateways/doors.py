@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from patience import PATIENCE_S
+from workers.forked_command import ForkedCommand, forked_command, variables_of
 
 from tokenbus.producer.contract import deployment_keys
 from tokenbus.producer.gateway.app import create_app
-from tokenbus.producer.gateway.command import GatewayServer
+from tokenbus.producer.gateway.command import GatewayServer, run_gateway
 from tokenbus.producer.gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
@@ -25,14 +23,6 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tokenbus.producer.gateway.gateway import Gateway
-
-_COMMAND = (
-    "import sys; from tokenbus.producer.gateway.command import run_gateway;"
-    "from tokenbus.producer.gateway.settings import GatewaySettings;"
-    "sys.exit(run_gateway(GatewaySettings.load(),"
-    "lambda port: print(port, flush=True)))"
-)
-
 
 # Where several tests share a server, the keys of one are no reason to ask the others for one.
 _QUIET = {"gateway_port": 0, "gateway_auth": "off", "log_level": "error"}
@@ -127,7 +117,7 @@ class Door:
     url: str
     http: aiohttp.ClientSession
     gateway: Gateway | None = None
-    process: asyncio.subprocess.Process | None = None
+    process: ForkedCommand | None = None
     server: GatewayServer | None = None
 
     async def ask(
@@ -190,20 +180,16 @@ async def door(redis_url: str, pool: str, **settings: Any) -> AsyncIterator[Door
 async def door_process(redis_url: str, pool: str, **settings: Any) -> AsyncIterator[Door]:
     """Run a gateway in a process of its own; it is killed at the end."""
     given = {"redis_url": redis_url, "pool": pool} | _QUIET | settings
-    env = {f"TOKENBUS_{name.upper()}": str(value) for name, value in given.items()}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-c", _COMMAND, env=os.environ | env, stdout=subprocess.PIPE
-    )
-    try:
-        assert process.stdout is not None
+    with forked_command(main=_serve, **variables_of(given)) as process:
         async with asyncio.timeout(PATIENCE_S):
-            port = int(await process.stdout.readline())
+            port = int(await asyncio.to_thread(process.stdout.readline))
         async with _session() as http:
             yield Door(f"http://127.0.0.1:{port}", http, process=process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+
+
+def _serve(_: tuple[str, ...]) -> int:
+    """Be a gateway that prints its port."""
+    return run_gateway(GatewaySettings.load(), lambda port: print(port, flush=True))
 
 
 async def forget_deployment(redis: Redis) -> None:

@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-import signal
-import subprocess
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from patience import PATIENCE_S
+from workers.forked_command import ForkedCommand, forked_command, reader_of, variables_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-_COMMAND = (
-    "import sys; from tokenbus.producer.commands.cli import main; sys.exit(main(sys.argv[1:]))"
-)
 KEY = "whsec_" + base64.b64encode(b"thirty-two bytes of a signing key").decode()
 
 
@@ -95,13 +89,13 @@ async def receiver(
 class ControlProcess:
     """A control process, to be killed; `lines` are its log so far."""
 
-    process: asyncio.subprocess.Process
+    process: ForkedCommand
     lines: list[dict[str, Any]] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def kill(self) -> None:
         """Kill it as the kernel would."""
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """Return the log lines of an event."""
@@ -116,8 +110,7 @@ class ControlProcess:
 
     async def read(self) -> None:
         """Read the log to its end."""
-        assert self.process.stderr is not None
-        async for raw in self.process.stderr:
+        async for raw in await reader_of(self.process.stderr):
             try:
                 self.lines.append(json.loads(raw))
             except ValueError:
@@ -131,17 +124,12 @@ async def control_process(
 ) -> AsyncIterator[ControlProcess]:
     """Run `tokenbus control` with these arguments and settings; it is killed at the end."""
     given = {"log_level": "debug", "log_format": "json"} | settings
-    env = {f"TOKENBUS_{name.upper()}": str(value) for name, value in given.items()}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-c", _COMMAND, "control", *args, "--redis", redis_url,
-        "--pool", pool, env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    running = ControlProcess(process)
-    reading = asyncio.create_task(running.read())
-    try:
-        yield running
-    finally:
-        if process.returncode is None:
+    command = ("control", *args, "--redis", redis_url, "--pool", pool)
+    with forked_command(*command, **variables_of(given)) as process:
+        running = ControlProcess(process)
+        reading = asyncio.create_task(running.read())
+        try:
+            yield running
+        finally:
             process.kill()
-        await process.wait()
-        await reading
+            await reading

@@ -22,18 +22,23 @@ from workers import forked_engine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
     from multiprocessing.context import ForkServerProcess
 
 _PR_SET_PDEATHSIG = 1
-_FORKS = multiprocessing.get_context("forkserver")
+FORKS = multiprocessing.get_context("forkserver")
 IMPORTS = [
     "tokenbus.worker.supervisor",
     "tokenbus.worker.assembly",
     "tokenbus.engine.null.null_tokenizer",
     "transformers.models.auto.tokenization_auto",
+    "tokenbus.producer.client.blocking",
+    "tokenbus.producer.commands.cli",
+    "tokenbus.producer.gateway.command",
+    "tokenbus.worker.control.service",
     *([] if IS_SHORT else forked_engine.IMPORTS),
 ]
-_FORKS.set_forkserver_preload(IMPORTS)
+FORKS.set_forkserver_preload(IMPORTS)
 
 
 def _work(values: dict[str, Any], clock_error_s: float) -> None:
@@ -44,12 +49,17 @@ def _work(values: dict[str, Any], clock_error_s: float) -> None:
     from tokenbus.worker.settings import WorkerSettings
     from tokenbus.worker.supervisor import run_worker
 
+    if sys.platform == "linux" and not IS_SHORT and values.get("engine") == "paged":
+        forked_engine.plant()
+    end_with_tests()
+    sys.exit(run_worker(WorkerSettings.load(**values)))
+
+
+def end_with_tests() -> None:
+    """Let this process, which was forked, outlive neither its tests nor what forked it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if not IS_SHORT and values.get("engine") == "paged":
-            forked_engine.plant()
     Thread(target=_die_with_tests, name="tests' end", daemon=True).start()
-    sys.exit(run_worker(WorkerSettings.load(**values)))
 
 
 def _die_with_tests() -> None:
@@ -135,7 +145,7 @@ async def forked_worker(clock_error_s: float = 0, **values: Any) -> AsyncIterato
     `clock_error_s` is how far its wall clock is ahead.
     """
     settings = {"log_level": "error"} | values
-    process = _FORKS.Process(target=_work, args=(settings, clock_error_s), daemon=True)
+    process = FORKS.Process(target=_work, args=(settings, clock_error_s), daemon=True)
     process.start()
     try:
         yield ForkedWorker(process)
@@ -143,3 +153,10 @@ async def forked_worker(clock_error_s: float = 0, **values: Any) -> AsyncIterato
         if process.is_alive():
             process.kill()
         await asyncio.to_thread(process.join, PATIENCE_S)
+
+
+def forked_null_worker(
+    pool: str, redis_url: str, **values: Any
+) -> AbstractAsyncContextManager[ForkedWorker]:
+    """Run a worker with made-up tokens in a process of its own."""
+    return forked_worker(engine="null", pool=pool, redis_url=redis_url, **values)
