@@ -18,7 +18,7 @@ def test_comment_is_no_event_to_a_client_that_keeps_ids() -> None:
 
 
 def test_error_that_will_be_the_same_is_not_sent_again() -> None:
-    """Clients are told so where they would try by themselves; a time to come back at says it all."""
+    """Clients are told so where they would try by themselves; a time to come back at is enough."""
     for status in (408, 409, 429, 500, 503):
         assert ApiError(status, "no").told_headers() == {"X-Should-Retry": "false"}
         later = {"Retry-After": "3"}
