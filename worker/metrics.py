@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.contract.address import whole_tenant
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 from tokenbus.producer.telemetry.histogram import Histogram
 from tokenbus.producer.telemetry.tenant_labels import TenantLabels
@@ -78,13 +79,17 @@ class Metrics:
 
     def left(self, priority: int, tenant: str, outcome: str) -> None:
         """Count a job that leaves this worker."""
-        self.ends[priority, self.tenants.of(tenant), outcome] += 1
+        self.ends[priority, self._label(tenant), outcome] += 1
 
     def spent(self, priority: int, tenant: str, **tokens: int) -> None:
         """Count the tokens of an ended job by kind."""
-        label = self.tenants.of(tenant)
+        label = self._label(tenant)
         for kind, num_tokens in tokens.items():
             self.job_tokens[priority, label, kind] += num_tokens
+
+    def _label(self, tenant: str) -> str:
+        """Return the label of a tenant; a share has that of its tenant."""
+        return self.tenants.of(whole_tenant(tenant))
 
     def as_dict(self) -> dict[str, int]:
         """Return all counters by name; ends of engines by their causes."""

@@ -14,6 +14,7 @@ from tokenbus.producer import gc
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.gateway.app import create_app
 from tokenbus.producer.gateway.jobs.chunk_writer import ServerSends
+from tokenbus.producer.gateway.waiting_protocol import WaitingProtocol
 from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.open_files import raise_file_limit
 from tokenbus.producer.server.url import ServerUrl
@@ -58,6 +59,7 @@ class GatewayServer(uvicorn.Server):
             server_header=False,
             # The guard of the door answers what is too large in its own words.
             h11_max_incomplete_event_size=2 * settings.gateway_max_header_bytes,
+            http=WaitingProtocol,
             timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=math.ceil(settings.gateway_drain_s + _LAST_S),
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class OpenStream:
     asides: what to write between the frames, for those who wait and for proxies.
     position_frame: how a place in the queue is told, None as a comment.
     is_sending: frames may be written; `has_begun` says that some were.
+    patience: the part of the time between comments that it is silent; thousands that began, or fell
+        silent, together are not written to in one tick then, for which all others would wait.
     """
 
     caller: Caller
@@ -67,6 +70,7 @@ class OpenStream:
     )
     asides: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
     sent_at: float = field(default_factory=time.monotonic)
+    patience: float = field(default_factory=lambda: random.uniform(0.75, 1.0))
     is_sending: bool = False
     has_begun: bool = False
     jobs_ahead: int | None = None
@@ -221,7 +225,7 @@ class OpenStreams:
     async def _tick(self) -> None:
         now = time.monotonic()
         for stream in self._open:
-            if stream.is_sending and now - stream.sent_at >= self._keepalive_s:
+            if stream.is_sending and now - stream.sent_at >= stream.patience * self._keepalive_s:
                 stream.sent_at = now
                 stream.say("waiting" if not stream.has_begun else "alive")
         await self._stop_revoked()

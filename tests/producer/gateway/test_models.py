@@ -113,3 +113,20 @@ async def test_client_that_looks_late_sees_that_its_body_is_too_large(null_door:
             return connection.getresponse().status
 
     assert await asyncio.to_thread(sent) == 413
+
+
+async def test_connection_that_says_nothing_is_closed(
+    private_server: EmbeddedServer, module_pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing, half a request, or half of a second one: none keeps a connection for ever."""
+    monkeypatch.setattr("tokenbus.producer.gateway.command._IDLE_S", 0.3)
+    head = b"GET /healthz HTTP/1.1\r\nHost: door\r\n"
+    async with door(private_server.url, module_pool) as running:
+        url = URL(running.url)
+        for sent in (b"", head, head + b"\r\n" + head, b"POST /none HTTP/1.1\r\nContent-Length: 9"):
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(sent)
+            async with asyncio.timeout(PATIENCE_S):
+                told = await reader.read()
+            assert told.count(b"200 OK") == sent.count(b"\r\n\r\n")
+            writer.close()

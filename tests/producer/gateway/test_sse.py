@@ -1,8 +1,9 @@
-"""Frames of server-sent events, as clients that keep the last id take them apart."""
+"""Frames of server-sent events and headers of errors, as clients of others read them."""
 
 from __future__ import annotations
 
 from tokenbus.producer.gateway.wire import sse
+from tokenbus.producer.gateway.wire.api_error import ApiError
 
 
 def test_comment_is_no_event_to_a_client_that_keeps_ids() -> None:
@@ -14,3 +15,12 @@ def test_comment_is_no_event_to_a_client_that_keeps_ids() -> None:
     assert len(frames) == 2
     assert all(b"\ndata: " in frame for frame in frames)
     assert wire.count(b"\n: ") + wire.startswith(b": ") == 2
+
+
+def test_error_that_will_be_the_same_is_not_sent_again() -> None:
+    """Clients are told so where they would try by themselves; a time to come back at is enough."""
+    for status in (408, 409, 429, 500, 503):
+        assert ApiError(status, "no").told_headers() == {"X-Should-Retry": "false"}
+        later = {"Retry-After": "3"}
+        assert ApiError(status, "no", headers=later).told_headers() == later
+    assert ApiError(400, "no").told_headers() == {}

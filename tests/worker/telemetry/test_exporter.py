@@ -20,6 +20,7 @@ from tokenbus.producer.telemetry.histogram import BOUNDS_S, Histogram
 from tokenbus.producer.telemetry.tenant_labels import TenantLabels
 from tokenbus.producer.telemetry.worker_table import WORKER
 from tokenbus.worker.errors import SettingsInvalid
+from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.supervisor import Worker
 
 __all__ = ["pool", "redis_url", "server"]
@@ -168,8 +169,15 @@ def test_quantiles_are_of_what_came_since() -> None:
 
 
 def test_tenants_past_the_limit_share_a_label() -> None:
-    """The first that come have labels of their own and keep them, named ones always."""
+    """The first that come have labels of their own and keep them, named ones always.
+
+    A share of a tenant has its tenant's.
+    """
     labels = TenantLabels(2, ["named"])
     assert [labels.of(tenant) for tenant in ("a", "b", "c", "a", "named")] == [
         *("a", "b", "other", "a", "named")
     ]
+    metrics = Metrics()
+    for tenant in ("shop/3f", "shop/40", "shop"):
+        metrics.left(1, tenant, "finished")
+    assert metrics.ends == {(1, "shop", "finished"): 3}
