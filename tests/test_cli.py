@@ -213,6 +213,22 @@ def test_wrong_values_get_one_sentence_and_code_2(
     assert hint in message
 
 
+def test_variable_that_is_nearly_a_setting_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No process reads it, and nobody would know; what is further off is somebody's own."""
+    for name in ("MAX_NUM_SEQ", "LOGLEVEL", "MY_KEY", "REDIS_HOST", "CACHE", "MAX_NUM_SEQS"):
+        monkeypatch.setenv(f"TOKENBUS_{name}", "4")
+    monkeypatch.setattr(sys, "argv", ["tokenbus", "config", "show", "client", "--changed"])
+    assert cli.main() == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "tokenbus: TOKENBUS_LOGLEVEL is no setting and is left out; is it TOKENBUS_LOG_LEVEL?",
+        "tokenbus: TOKENBUS_MAX_NUM_SEQ is no setting and is left out; is it TOKENBUS_MAX_NUM_SEQS?",
+    ]
+    assert cli.main(sys.argv[1:]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_unreachable_server_is_one_error_without_the_password(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
