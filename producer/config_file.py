@@ -8,6 +8,7 @@ file, options of the command line before both.
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from dataclasses import dataclass
@@ -18,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-CONFIG_VARIABLE = "TOKENBUS_CONFIG"
+_PREFIX = "TOKENBUS_"
+CONFIG_VARIABLE = f"{_PREFIX}CONFIG"
+# A letter or two of a setting's name: MAX_NUM_SEQ, REDIS_URI. What is further off may be somebody's
+# own variable.
+_LIKENESS = 0.85
 SECTIONS = ("client", "worker", "gateway", "control")
 
 
@@ -83,9 +88,20 @@ def use_config_file(path: str) -> None:
 
 def variable_of(name: str) -> str | None:
     """Return the variable that gives a setting now; None where none does, or it is empty."""
-    wanted = f"TOKENBUS_{name.upper()}"
+    wanted = f"{_PREFIX}{name.upper()}"
     given = (key for key, value in os.environ.items() if value and key.upper() == wanted)
     return next(given, None)
+
+
+def mistyped_variables(names: Collection[str]) -> dict[str, str]:
+    """Return variables that are nearly those of settings, and which each may be meant to be."""
+    found = dict[str, str]()
+    for variable in sorted(os.environ):
+        name = variable.upper().removeprefix(_PREFIX).lower()
+        if variable.upper().startswith(_PREFIX) and name not in names:
+            for meant in difflib.get_close_matches(name, names, 1, _LIKENESS):
+                found[variable] = f"{_PREFIX}{meant.upper()}"
+    return found
 
 
 @lru_cache(maxsize=4)

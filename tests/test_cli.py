@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -211,6 +212,34 @@ def test_wrong_values_get_one_sentence_and_code_2(
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert hint in message
+
+
+def test_variable_that_is_nearly_a_setting_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No process reads it, and nobody would know; what is further off is somebody's own."""
+    for name in ("NUM_PAGE", "LOGLEVEL", "MY_KEY", "REDIS_HOST", "CACHE", "NUM_PAGES"):
+        monkeypatch.setenv(f"TOKENBUS_{name}", "4")
+    monkeypatch.setattr(sys, "argv", ["tokenbus", "config", "show", "client", "--changed"])
+    assert cli.main() == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "tokenbus: TOKENBUS_LOGLEVEL is no setting and is left out; is it TOKENBUS_LOG_LEVEL?",
+        "tokenbus: TOKENBUS_NUM_PAGE is no setting and is left out; is it TOKENBUS_NUM_PAGES?",
+    ]
+    assert cli.main(sys.argv[1:]) == 0
+    assert not capsys.readouterr().err
+
+
+def test_taken_port_of_a_gateway_is_told_before_the_server_is_asked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One sentence and code 2, as for every wrong setting."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main(["gateway", "--port", port, "--redis", "redis://127.0.0.1:1"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"tokenbus: gateway_port: 127.0.0.1:{port}: ")
+    assert message.count("\n") == 1
 
 
 def test_unreachable_server_is_one_error_without_the_password(

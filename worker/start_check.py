@@ -5,7 +5,6 @@ It takes a fraction of a second, so that a wrong setting is told before seconds 
 
 from __future__ import annotations
 
-import socket
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from tokenbus.engine.errors import ModelBroken, RequestRejected
 from tokenbus.engine.start_check import check_pages, check_start
 from tokenbus.engine.text.templates.chat_settings import check_chat_settings
 from tokenbus.producer.contract.bounds import DEFAULTS
+from tokenbus.producer.listening import listening_problem
 from tokenbus.worker.errors import SettingsInvalid
 
 if TYPE_CHECKING:
@@ -52,14 +52,6 @@ def check_worker(settings: WorkerSettings) -> None:
 
 def check_port(host: str, port: int) -> None:
     """Refuse a port of metrics that cannot be had. Raises: SettingsInvalid."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            # As the server of metrics does, so that the port of one that has just ended passes.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-    except OSError as error:
-        raise SettingsInvalid(f"metrics_port: {host}:{port}: {error.strerror or error}") from None
+    problem = listening_problem(host, port)
+    if problem is not None:
+        raise SettingsInvalid(f"metrics_port: {problem}")

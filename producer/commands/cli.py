@@ -385,6 +385,17 @@ def _take_config(path: str | None) -> None:
     check_config_file(settings_classes())
 
 
+def _tell_mistyped() -> None:
+    """Name variables that no process reads, where a setting of nearly that name may be meant."""
+    if all(name == "TOKENBUS_REDIS_URL" for name in os.environ if name.startswith("TOKENBUS_")):
+        return
+    from tokenbus.producer.config_file import mistyped_variables
+
+    names = {name for each in settings_classes().values() for name in each.model_fields}
+    for variable, meant in mistyped_variables(names).items():
+        say(f"tokenbus: {visible(variable)} is no setting and is left out; is it {meant}?")
+
+
 def settings_classes() -> dict[str, type[BusSettings]]:
     """Return the settings of each kind of process, by its section of the file."""
     from tokenbus.producer.gateway.settings import GatewaySettings
@@ -407,6 +418,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace()
     try:
         args = _parse(argv)
+        if argv is None:
+            # A child of another command leaves it to that one.
+            _tell_mistyped()
         code: int = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:

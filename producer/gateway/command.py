@@ -12,9 +12,11 @@ import uvicorn
 
 from tokenbus.producer import gc
 from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.errors import ClientSettingsInvalid
 from tokenbus.producer.gateway.app import create_app
 from tokenbus.producer.gateway.jobs.chunk_writer import ServerSends
 from tokenbus.producer.gateway.waiting_protocol import WaitingProtocol
+from tokenbus.producer.listening import listening_problem
 from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.open_files import raise_file_limit
 from tokenbus.producer.server.url import ServerUrl
@@ -85,9 +87,13 @@ class GatewayServer(uvicorn.Server):
 def run_gateway(settings: GatewaySettings, on_started: Callable[[int], None] | None = None) -> int:
     """Serve until told to stop; return 0 after an orderly end, 1 if it could not start.
 
-    Raises: UrlInvalid; ServerError where there is no server that will do.
+    Raises: UrlInvalid; ClientSettingsInvalid for a port that cannot be had; ServerError where there
+        is no server that will do.
     """
     ServerUrl.parse(settings.redis_url).refuse_private("gateway")
+    problem = listening_problem(settings.gateway_host, settings.gateway_port)
+    if problem is not None:
+        raise ClientSettingsInvalid(f"gateway_port: {problem}")
     asyncio.run(_look(settings))
     # The server of HTTP raises the signal again once it has ended in order.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

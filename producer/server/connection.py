@@ -177,9 +177,13 @@ async def _check(server: Server, call_timeout_s: float) -> None:
             f"the server at {server.url} is version {found.version};"
             " Redis 7.0 or Valkey 7.2 is the oldest that will do"
         )
-    if found.is_cluster and server.url.kind is not ServerKind.CLUSTER:
+    if found.mode == "cluster" and server.url.kind is not ServerKind.CLUSTER:
         raise ServerUnsuitable(
             f"the server at {server.url} is a node of a cluster; write redis+cluster://host:port"
+        )
+    if found.mode == "sentinel":
+        raise ServerUnsuitable(
+            f"the server at {server.url} is a sentinel; write redis+sentinel://host:port/master"
         )
     if found.may_evict and not server.url.allows_eviction:
         raise ServerUnsuitable(
@@ -194,7 +198,8 @@ class _Found:
     """What a server tells of itself; each is left out where the user may not ask."""
 
     version: str = ""
-    is_cluster: bool = False
+    # `standalone`, `cluster` or `sentinel`.
+    mode: str = ""
     policy: str = "noeviction"
     max_bytes: int | None = None
 
@@ -218,7 +223,7 @@ async def _look(server: Server) -> _Found:
     limit = info.get("maxmemory")
     return _Found(
         str(info.get("redis_version", "")),
-        bool(info.get("cluster_enabled")),
+        str(info.get("redis_mode") or info.get("server_mode", "")),
         str(info.get("maxmemory_policy", "noeviction")),
         None if limit is None else int(limit),
     )
@@ -235,5 +240,5 @@ async def _greet(server: Server) -> _Found:
     if isinstance(told, list):
         told = dict(zip(told[::2], told[1::2], strict=False))
     facts = told if isinstance(told, dict) else {}
-    version = facts.get(b"version", b"")
-    return _Found(version.decode(), facts.get(b"mode") == b"cluster")
+    version, mode = (facts.get(name, b"").decode() for name in (b"version", b"mode"))
+    return _Found(version, mode)

@@ -11,7 +11,7 @@ from tokenbus.producer.errors import UrlInvalid
 from tokenbus.producer.server.credentials import PasswordFile
 from tokenbus.producer.server.shown_url import hide_password
 from tokenbus.producer.server.url_options import OPTIONS, decoded, of_redis_py, read_options
-from tokenbus.producer.server.url_place import read_address, read_database, read_path
+from tokenbus.producer.server.url_place import read_address, read_database, read_path, read_socket
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -275,7 +275,7 @@ def _place(parts: _Parts) -> dict[str, Any]:
     if parts.scheme == "unix":
         if parts.hosts or not parts.path:
             raise ValueError("it needs an absolute path: unix:///socket")
-        return {"path": str(read_path(parts.path))}
+        return {"path": str(read_socket(parts.path))}
     host, port = read_address(parts.hosts, PORT)
     db = read_database(parts.path.strip("/"))
     if db and parts.options.get("db", db) != db:

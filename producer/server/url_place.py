@@ -6,11 +6,15 @@ Errors name the part and quote nothing of it: what is wrong with a URL is often 
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
 
 from tokenbus.producer.server.url_options import decoded
+
+# What Linux takes; others take a few less.
+_MAX_SOCKET_BYTES = 107
 
 
 def read_address(text: str, default_port: int) -> tuple[str, int]:
@@ -46,6 +50,14 @@ def read_path(text: str) -> Path:
     if found.startswith("/~"):
         raise ValueError("its path begins at the root, where ~ is no home; write the home itself")
     return Path(found)
+
+
+def read_socket(text: str) -> Path:
+    """Decode the path of a socket. Raises: ValueError."""
+    found = read_path(text)
+    if len(os.fsencode(found)) > _MAX_SOCKET_BYTES:
+        raise ValueError(f"its path has more than the {_MAX_SOCKET_BYTES} bytes of a socket's")
+    return found
 
 
 def _check_ipv6(host: str) -> None:

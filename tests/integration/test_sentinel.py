@@ -24,7 +24,7 @@ from workers.forkserver import forked_worker
 from workers.stubs import until
 
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.errors import ServerRefused, ServerUnreachable
+from tokenbus.producer.errors import ServerRefused, ServerUnreachable, ServerUnsuitable
 from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.producer.server.sentinels import named_master
 
@@ -112,6 +112,8 @@ async def test_sentinels_that_refuse_are_told_at_once_and_may_change_their_passw
     master = await group.start()
     config = SENTINEL_CONFIG.format(name=MASTER, port=master)
     sentinel = await group.start(config=config, sentinel=True)
+    with pytest.raises(ServerUnsuitable, match=r"is a sentinel; write redis\+sentinel://"):
+        await open_server(f"redis://127.0.0.1:{sentinel}", retry_for_s=PATIENCE_S)
     given = ("ACL", "SETUSER", "default", "resetpass", ">first")
     await group.client(sentinel).execute_command(*given)
     base = f"redis+sentinel://127.0.0.1:{sentinel}/{MASTER}"

@@ -186,6 +186,7 @@ def test_password_that_ends_the_host_early_is_told_how_to_write_it(password: str
         ("redis://h/2?db=1", "one database in its path and another"),
         ("redis://:a@h?password=b", "a password before its host and another"),
         ("redis://a@h?username=b", "a username before its host and another"),
+        (f"unix:///{'x' * 107}", "more than the 107 bytes"),
         ("embedded:///~/bus", "~ is no home"), ("unix:///~me/bus", "~ is no home"),
         ("redis+sentinel://h/bus?sentinel_password=a&sentinel_password_file=/b", "gives both"),
     ],
