@@ -215,7 +215,7 @@ class EngineConfig:
         metadata=_declared(
             option="--tool-format",
             metavar="NAME",
-            help="how the model writes tool calls",
+            help="how the model writes tool calls, as hermes or none; a wrong name lists all",
             unset="by the chat template",
         ),
     )
@@ -224,7 +224,7 @@ class EngineConfig:
         metadata=_declared(
             option="--reasoning-format",
             metavar="NAME",
-            help="how the model marks its reasoning",
+            help="how the model marks its reasoning, as think or none; a wrong name lists all",
             unset="by the chat template",
         ),
     )

@@ -24,6 +24,7 @@ from servers.server_groups import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from subprocess import Popen
 
     from browser.chromium import Page
 
@@ -44,8 +45,11 @@ async def _type(shell: Newcomer, line: str) -> None:
 
 
 @asynccontextmanager
-async def arrived(folder: Path) -> AsyncIterator[tuple[Newcomer, Page]]:
-    """Start what the page starts, from an empty home, and look at the dashboard."""
+async def arrived(folder: Path) -> AsyncIterator[tuple[Newcomer, Page, Popen[str]]]:
+    """Start what the page starts, from an empty home, and look at the dashboard.
+
+    The process is that of the worker whose number the page calls PID.
+    """
     if shutil.which("redis-server") is None:
         pytest.skip("there is no redis-server, with which the pool of the page begins")
     TinyModel(folder / "model")
@@ -56,14 +60,15 @@ async def arrived(folder: Path) -> AsyncIterator[tuple[Newcomer, Page]]:
             *services, load = pool_lines()
             for line in services:
                 await _type(shell, line)
-            shell.given["PID"] = str(shell.last.pid)
+            worker = shell.last
+            shell.given["PID"] = str(worker.pid)
             page = await browser.page()
             await page.open(f"http://127.0.0.1:{ports['8010']}/ui/")
             ready = "document.querySelectorAll('.fleet > li[data-phase=ready]').length === 2"
             await page.until(f"{ready} && {CLEAN}")
             await _type(shell, load)
             await page.until("document.querySelectorAll('.fleet .seat-held[d*=M]').length === 2")
-            yield shell, page
+            yield shell, page, worker
 
 
 async def _live_through(drill: Drill, shell: Newcomer, page: Page) -> None:
@@ -91,15 +96,14 @@ async def _live_through(drill: Drill, shell: Newcomer, page: Page) -> None:
 @pytest.mark.parametrize("code", sorted(DRILLS))
 async def test_incident_is_told_and_mended_by_the_page(code: str, tmp_path: Path) -> None:
     """Each incident, made for real: told with its cause and where to read on, gone once mended."""
-    async with arrived(tmp_path) as (shell, page):
+    async with arrived(tmp_path) as (shell, page, _):
         await _live_through(DRILLS[code], shell, page)
 
 
 async def test_newcomer_finds_and_mends_what_happens(tmp_path: Path) -> None:
     """Under load a worker is killed, and something drawn goes wrong: both are found and mended."""
     print(f"TOKENBUS_INCIDENT={DRAWN}")
-    async with arrived(tmp_path) as (shell, page):
-        killed = shell.last
+    async with arrived(tmp_path) as (shell, page, killed):
         await _live_through(DRILLS["worker_lost"], shell, page)
         assert killed.wait() == -signal.SIGKILL
         if DRAWN != "worker_lost":

@@ -23,6 +23,10 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow]
 
 PICTURES = os.environ.get("TOKENBUS_PICTURES", "")
 NUM_WORKERS, NUM_JOBS, LIVE_S = 100, 10_000, 60
+# Of the first paint, by the clock, and of the work until the figures are there.
+MOST_MS = 1000
+# A busy machine may hold a load up: the quickest of at least three counts, of ten at most.
+FEWEST_LOADS, MOST_LOADS = 3, 10
 PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 FIGURES = "performance.getEntriesByName('figures')[0]?.startTime"
 # What engines keep of code that has become hot, which a minute may add to.
@@ -32,8 +36,8 @@ HEAP_SHARE, HEAP_BYTES = 0.1, 2**20
 async def test_large_pool_is_painted_at_once_and_does_not_grow() -> None:
     """10,000 jobs and 100 workers: first paint within a second, 60 s live without growth.
 
-    What a busy machine does not change is counted: the processor time of page and gateway, until
-    the figures are there too, which is later than the first paint.
+    What a busy machine does not change is counted beside it: the processor time of page and
+    gateway, until the figures are there too, which is later than the first paint.
     """
     server = start_private()
     try:
@@ -49,7 +53,8 @@ async def test_large_pool_is_painted_at_once_and_does_not_grow() -> None:
             await staged.add_ended(2000, 890)
             page = await browser.page(height=1000)
             paints, figures, works = [], [], []
-            for _ in range(3):
+            while len(paints) < FEWEST_LOADS or MOST_MS < min(paints):
+                assert len(paints) < MOST_LOADS, paints
                 before_ms = await page.cpu_ms() + 1000 * time.process_time()
                 await page.open(f"{running.url}/ui/")
                 await page.until(f"{FIGURES} && document.querySelectorAll('.fleet > li').length")
@@ -60,7 +65,7 @@ async def test_large_pool_is_painted_at_once_and_does_not_grow() -> None:
                 assert shown == NUM_WORKERS
                 await page.open("about:blank")
             print(f"first paint {paints} ms, figures {figures} ms; work until then {works} ms")
-            assert min(works) <= 1000
+            assert min(works) <= MOST_MS
             await page.open(f"{running.url}/ui/")
             before, after = await _lived(page, staged)
             print(f"heap, nodes, listeners before {before}, after {after}")

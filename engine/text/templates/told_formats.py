@@ -35,25 +35,38 @@ def _best(size_of: Callable[[CallFormat], int]) -> list[str]:
 
 
 def _size_shown(written: CallFormat, shown: str) -> int:
-    """Return how many characters of a format's texts are shown; 0 if one that it needs is not.
-
-    A call that is an object has its keys behind the mark, unless the mark is one of its kind.
-    """
+    """Return how many characters of a format's texts are shown; 0 if one that it needs is not."""
     opening = (written.section_open or written.call_open).strip()
     if written.is_bare and written.is_list and written.syntax is CallSyntax.PYTHON:
         return bool(_PYTHON_LIST.search(shown))
     behind = shown.partition(opening)[2] if opening else ""
     texts = [text.strip() for text in _own_texts(written)]
-    needed = [opening]
-    if written.syntax is CallSyntax.JSON_CALL:
-        if not opening.startswith(_OWN_MARKS):
-            keys = filter(None, (written.name_key, written.arguments_key))
-            needed += [f'"{key}"' if f"'{key}'" not in shown else f"'{key}'" for key in keys]
-    else:
-        needed += texts
+    needed = [opening] if written.syntax is CallSyntax.JSON_CALL else [opening, *texts]
     if not behind or not all(text in shown for text in needed):
         return 0
+    if not opening.startswith(_OWN_MARKS) and not _is_begun(written, opening, shown):
+        return 0
     return sum(len(text) for text in texts if text in shown)
+
+
+def _is_begun(written: CallFormat, opening: str, shown: str) -> bool:
+    """Tell whether a call begins behind the mark that opens it, in the syntax of the format."""
+    match written.syntax:
+        case CallSyntax.JSON_CALL:
+            keys = "|".join(filter(None, (written.name_key, written.arguments_key)))
+            begin = rf"{_loose(opening)}\s*\[?\s*\{{+\s*[\"'](?:{keys})[\"']"
+        case CallSyntax.PYTHON:
+            begin = rf"{_loose(opening)}\s*\[?\s*\w+\("
+        case CallSyntax.JSON_ARGUMENTS:
+            begin = rf"{_loose(written.name_close)}\s*\{{"
+        case CallSyntax.PARAMETERS | CallSyntax.BRACED:
+            return True
+    return re.search(begin, shown) is not None
+
+
+def _loose(mark: str) -> str:
+    """Return the pattern of a mark with any white space where it has some."""
+    return r"\s*".join(map(re.escape, mark.split()))
 
 
 def _num_tokens(written: CallFormat, added: Collection[str]) -> int:

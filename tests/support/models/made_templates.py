@@ -121,6 +121,21 @@ UNKNOWN = {
         each("<tool_call>\n{{ f.arguments | tojson }}\n{{ f.name }}\n</tool_call>")
     ),
     "shown nowhere": template_of(""),
+    "tags of others around the marks of Python": template_of(
+        "<function_calls>\n"
+        + each(f'<invoke name="{_NAME}">\n{_XML}\n</invoke>\n')
+        + "</function_calls>",
+        tools='{{ tools | tojson }}\n<function_calls>\n<invoke name="x">\n...</invoke>\n'
+        "</function_calls>",
+    ),
+    "a name before an object, shown": template_of(
+        each(f"<tool_call>{_NAME}\n{_ARGUMENTS}</tool_call>"),
+        tools='{{ tools | tojson }}\n<tool_call>name\n{the "arguments"}</tool_call>',
+    ),
+    "an object within tags of functions, shown": template_of(
+        each(f"<function={_NAME}>\n{_XML}\n</function>"),
+        tools="{{ tools | tojson }}\n<function=name>\n<key>value</key>\n</function>",
+    ),
     "shown in another form": template_of(
         "", tools="{{ tools | tojson }}\nCall one as <tool_call>name: x, input: y</tool_call>"
     ),
