@@ -96,7 +96,7 @@ class TritonOps(TorchOps):
         """Attend through `attention`, multiply by the kinds of weight in `products`."""
         super().__init__(attention, products)
         self._fused: list[_FusedLayer] | None = None
-        self._shared: list[DecoderLayer] | None = None
+        self._shares = False
         self._rounded: list[_RoundedLayer] | None = None
 
     def prepare(self, tensors: DecoderTensors) -> None:
@@ -113,10 +113,9 @@ class TritonOps(TorchOps):
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
         if not plain or config.activation not in GATES:
             return
-        if self.ranks.boxes is not None:
-            self._shared = tensors.layers
-        elif self.ranks.size > 1:
-            # Sums through the host's library have no place in fused layers.
+        self._shares = self.ranks.boxes is not None
+        if self.ranks.size > 1 and not self._shares:
+            # Sums that torch.distributed launches have no place in fused layers.
             return
         act, following = GATES[config.activation], [*tensors.layers[1:], None]
         fused = [
@@ -124,8 +123,7 @@ class TritonOps(TorchOps):
             for layer, after in zip(tensors.layers, following, strict=True)
         ]
         self._fused = _if_all(fused)
-        if self.ranks.size == 1:
-            self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
+        self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
 
     def _bind_mixtures(self, tensors: DecoderTensors) -> None:
         """Bind mixtures to the kernels of their kind of weight; those without any are widened."""
@@ -225,10 +223,13 @@ class TritonOps(TorchOps):
         self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
     ) -> Tensor | None:
         """Fuse the layers of few tokens, and round between those of FP8, if they are plain ones."""
+        boxes = self.ranks.boxes
+        if boxes is not None and not boxes.holds(hidden):
+            return None
         if self._rounded is not None and hidden.shape[0] > MAX_FUSED_ROWS:
             return self._run_rounded(self._rounded, tensors, hidden, ctx)
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
-            return self._run_shared(tensors, hidden, ctx)
+            return None if boxes is None else self._run_shared(boxes, tensors, hidden, ctx)
         eps = tensors.config.norm_eps
         residual, is_normed = hidden.float(), False
         for fused in self._fused:
@@ -241,27 +242,27 @@ class TritonOps(TorchOps):
         return residual
 
     def _run_shared(
-        self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
+        self, boxes: Boxes, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
     ) -> Tensor | None:
-        """Take rows through layers that ranks share: each sum takes the norm behind it along.
-
-        None if ranks share none, or if the boxes do not hold so many rows.
-        """
-        boxes, config = self.ranks.boxes, tensors.config
-        if self._shared is None or boxes is None or not boxes.holds(hidden):
+        """Take rows through layers that ranks share: each sum takes the norm behind it along."""
+        if not self._shares:
             return None
-        eps, residual = config.norm_eps, hidden
-        norms = [layer.pre_attention_norm for layer in self._shared]
+        config, residual = tensors.config, hidden
+        eps = config.norm_eps
+        norms = [layer.pre_attention_norm for layer in tensors.layers]
         x = hidden if norms[0] is None else self.rms_norm(hidden, norms[0], eps)
-        for layer, following in zip(self._shared, [*norms[1:], None], strict=True):
+        for layer, following in zip(tensors.layers, [*norms[1:], None], strict=True):
             x = self.qkv_attention(layer.qkv.product.multiply(x), layer, eps, ctx)
-            part = layer.o.product.multiply(x)
-            x, residual = self._summed(
-                part, Exchange(boxes, ATTENTION), residual, layer.pre_mlp_norm, eps
-            )
-            part = layer.mlp.run(x, config.activation)
-            x, residual = self._summed(part, Exchange(boxes, MLP), residual, following, eps)
+            part, among = layer.o.product.multiply(x), Exchange(boxes, ATTENTION)
+            x, residual = self._summed(part, among, residual, layer.pre_mlp_norm, eps)
+            part, among = layer.mlp.run(x, config.activation), Exchange(boxes, MLP)
+            x, residual = self._summed(part, among, residual, following, eps)
         return residual
+
+    def _whole(self, part: Tensor, side: int) -> Tensor:
+        """Return the sum of all ranks' parts."""
+        boxes = self.ranks.boxes
+        return part if boxes is None else exchange(part, Exchange(boxes, side))
 
     def _summed(
         self, part: Tensor, among: Exchange, residual: Tensor, norm: Tensor | None, eps: float
@@ -285,15 +286,16 @@ class TritonOps(TorchOps):
             assert norm is not None
             rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
             x = self.qkv_attention(item.qkv.of_rounded(rows), item.layer, eps, ctx)
-            branch = item.o.of_rounded(quantize_rows(x))
+            branch = self._whole(item.o.of_rounded(quantize_rows(x)), ATTENTION)
             norm = item.layer.pre_mlp_norm
             assert norm is not None
             if isinstance(item.mlp, TritonMixture):
                 branch, residual = item.mlp.behind_norm(branch, residual, norm, eps)
-                continue
-            gate_up, down = item.mlp
-            rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
-            branch = down.of_rounded(gate_up.gated_rounded(rows, act))
+            else:
+                gate_up, down = item.mlp
+                rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
+                branch = down.of_rounded(gate_up.gated_rounded(rows, act))
+            branch = self._whole(branch, MLP)
         return branch.float() if residual is None else residual.float() + branch
 
 

@@ -14,6 +14,7 @@ import pytest
 from patience import PATIENCE_S
 from workers.null_workers import command, expected_text, follow, worker_process
 
+from tokenbus.producer.client.worker_status import WorkerPhase
 from tokenbus.producer.commands.watching.status import host_of
 
 if TYPE_CHECKING:
@@ -66,6 +67,15 @@ async def _both_busy(client: AsyncClient) -> tuple[WorkerStatus, ...]:
             workers = (await client.status()).details
             if [worker.held_jobs for worker in workers] == 2 * [SIZES["max_num_seqs"]]:
                 return workers
+            await asyncio.sleep(0.02)
+
+
+async def _all_drain(client: AsyncClient) -> None:
+    """Wait until all workers tell that they drain."""
+    async with asyncio.timeout(PATIENCE_S):
+        while any(  # noqa: ASYNC110 -- no event tells
+            worker.phase is not WorkerPhase.DRAINING for worker in (await client.status()).details
+        ):
             await asyncio.sleep(0.02)
 
 
@@ -170,6 +180,8 @@ async def test_second_signal_ends_every_drain(
         readers = await _board(client)
         await _both_busy(client)
         launcher.send(signal.SIGTERM)
+        # Two signals at once may arrive as one.
+        await _all_drain(client)
         launcher.send(signal.SIGTERM)
         assert await launcher.wait() == 0
         assert await command(client.scripts, "HGET", client.scripts.keys.of("load"), "jobs") == b"8"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,9 +14,11 @@ from models.scheduler_bench import Optimist
 from models.scripted_drafts import ScriptedSpeculation
 from models.tiny_model import TinyModel
 
-from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.errors import EngineError, RequestRejected
 from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.models.families import decoder_config
+from tokenbus.engine.parallel import watch
+from tokenbus.engine.parallel.following import FollowingGroup
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, TokenDelta
 
@@ -216,3 +219,17 @@ def test_fault_of_one_sequence_leaves_ranks_in_step(
     errors = {delta.request_id for delta in deltas if delta.error is not None}
     assert errors == {1}
     assert_bit_equal(logits, 2)
+
+
+def test_rank_that_hangs_while_it_loads_is_not_waited_for(
+    tmp_path: Path, logits: dict[int, list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A follower whose beat stops ends the start, long before the time that a start may take."""
+    goes_on = Event()
+    monkeypatch.setattr(watch, "SILENT_S", 0.5)
+    monkeypatch.setattr(FollowingGroup, "_beat", lambda group: group._board.beat())
+    monkeypatch.setattr(FollowingGroup, "loaded", lambda _: goes_on.wait())
+    with pytest.raises(EngineError, match="rank 1 has not answered for 4 s at its start"):
+        engine(saved(tmp_path, "qwen3"), 2)
+    goes_on.set()
+    assert not logits
