@@ -64,7 +64,7 @@ def _run(*args: str, stdin: str = "") -> _Ended:
 def _worker(url: str, pool: str, **environment: str) -> Iterator[ForkedCommand]:
     """Run a worker with made-up tokens, from its first pull on; kill it if it outlives the test."""
     args = ("worker", "--engine", "null", "--redis", url, "--pool", pool, "--log-format", "json")
-    with forked_command(*args, **environment) as process:
+    with forked_command(*args, environment=environment) as process:
         assert any('"worker.started"' in line for line in process.stderr)
         yield process
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.types import SamplingParams
-
 
 class FollowedSampling(SamplingState):
     """A sampling state without rows.
@@ -28,14 +26,7 @@ class FollowedSampling(SamplingState):
         self.told = SamplingPlan()
         self.padding_row = 0
 
-    def set_row(
-        self,
-        row: int,
-        params: SamplingParams,
-        choice: int,
-        prompt_ids: Sequence[int],
-        output_ids: Sequence[int] = (),
-    ) -> None:
+    def set_row(self, *_: Any, **__: Any) -> None:
         """Leave the rules of a row to rank 0."""
 
     def clear_row(self, row: int) -> None:
@@ -52,9 +43,8 @@ class FollowedSampling(SamplingState):
         self,
         logits: Tensor,  # noqa: ARG002
         rows: Tensor,
-        positions: Tensor,  # noqa: ARG002
-        plan: SamplingPlan,  # noqa: ARG002
-        bitmask: Tensor | None = None,  # noqa: ARG002
+        *_: Any,
+        **__: Any,
     ) -> SampledTokens:
         """Return room for the tokens that rank 0 draws."""
         return SampledTokens(torch.zeros_like(rows), None)

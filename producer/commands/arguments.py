@@ -29,6 +29,7 @@ JOB_STATES = ("held", "waiting", "delayed", "ending")
 
 _POOL_HELP = "name of the pool, the workers that serve one model (default: default)"
 _MODEL_HELP = "model: alias, local folder, GGUF file or hub id (default: smollm2-135m)"
+_UNCOUNTED = "(default: unknown, and workers are not counted)"
 REDIS_HELP = (
     "URL of the server: redis://, rediss://, unix:// or embedded:///path "
     "(default: redis://127.0.0.1:6379/0, or TOKENBUS_REDIS_URL); "
@@ -330,11 +331,11 @@ def add_size(parser: argparse.ArgumentParser, engine: Mapping[str, DeclaredOptio
         help="milliseconds between the tokens of a stream (default: 50)")
     add("--tokens-per-s", type=float, metavar="RATE",
         help="tokens a second that one worker generates with such jobs, as `tokenbus bench`"
-        " measures (default: unknown, and workers are not counted)")
+        f" measures {_UNCOUNTED}")
     add("--think-s", type=float, default=30.0, metavar="S",
         help="seconds between an answer and its user's next question (default: 30)")
     add("--rate", type=float, metavar="RATE",
-        help="jobs a second that come (default: unknown, and workers are not counted)")
+        help=f"jobs a second that come {_UNCOUNTED}")
     add("--burst-s", type=float, metavar="S",
         help="seconds for which they come (default: for ever)")
     add("--wait-s", type=float, default=0.0, metavar="S",

@@ -28,7 +28,7 @@ VOCAB_SIZE = 199
 MAX_LEN = 700
 NUM_TOKENS = 48
 LENGTHS = (1, 15, 16, 17, 63, 130, 600)
-SMALL_LENGTHS = (1, 15, 16, 17, 63, 130)
+SMALL_LENGTHS = (1, 16, 17, 130)
 STRANGER = 1000
 # Closer than this, two tokens may change places with the order of a sum.
 NEAR_TIE = 1e-4

@@ -180,7 +180,7 @@ async def door(redis_url: str, pool: str, **settings: Any) -> AsyncIterator[Door
 async def door_process(redis_url: str, pool: str, **settings: Any) -> AsyncIterator[Door]:
     """Run a gateway in a process of its own; it is killed at the end."""
     given = {"redis_url": redis_url, "pool": pool} | _QUIET | settings
-    with forked_command(main=_serve, **variables_of(given)) as process:
+    with forked_command(main=_serve, environment=variables_of(given)) as process:
         async with asyncio.timeout(PATIENCE_S):
             port = int(await asyncio.to_thread(process.stdout.readline))
         async with _session() as http:

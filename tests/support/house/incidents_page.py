@@ -14,17 +14,11 @@ import markdown
 
 ROOT = Path(__file__).resolve().parents[3]
 SOURCE = ROOT / "docs" / "incidents.md"
-PAGE = ROOT / "producer" / "gateway" / "board" / "page" / "incidents.html"
+BOARD = ROOT / "producer" / "gateway" / "board" / "page" / "index.html"
+PAGE = BOARD.with_name("incidents.html")
+# Behind the beginning of the dashboard itself, up to its styles.
 _FRAME = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>Incidents · tokenbus</title>
-<link rel="icon" href="icon.svg">
-<link rel="stylesheet" href="board.css">
+{head}
 </head>
 <body>
 <main class="page">
@@ -41,7 +35,9 @@ _LINK = re.compile(r'<a href="[\w./-]+\.md(?:#[\w-]+)?">([\w.]+)</a>')
 def written() -> str:
     """Return the page."""
     body = markdown.markdown(SOURCE.read_text(encoding="utf-8"), extensions=["fenced_code", "toc"])
-    return _FRAME.format(body=_LINK.sub(r"<code>docs/\1</code>", body))
+    head = BOARD.read_text(encoding="utf-8").partition('\n<link rel="modulepreload"')[0]
+    head = head.replace("<title>tokenbus", "<title>Incidents · tokenbus")
+    return _FRAME.format(head=head, body=_LINK.sub(r"<code>docs/\1</code>", body))
 
 
 if __name__ == "__main__":

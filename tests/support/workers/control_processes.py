@@ -125,7 +125,7 @@ async def control_process(
     """Run `tokenbus control` with these arguments and settings; it is killed at the end."""
     given = {"log_level": "debug", "log_format": "json"} | settings
     command = ("control", *args, "--redis", redis_url, "--pool", pool)
-    with forked_command(*command, **variables_of(given)) as process:
+    with forked_command(*command, environment=variables_of(given)) as process:
         running = ControlProcess(process)
         reading = asyncio.create_task(running.read())
         try:

@@ -14,6 +14,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import Pipe
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from patience import PATIENCE_S
@@ -44,9 +45,9 @@ def _run(
     try:
         code = main(args)
     finally:
-        for stream in (sys.stdout, sys.stderr):
+        for written in (sys.stdout, sys.stderr):
             with contextlib.suppress(BrokenPipeError):
-                stream.flush()
+                written.flush()
     sys.exit(code)
 
 
@@ -71,11 +72,11 @@ class ForkedCommand:
         cls,
         *args: str,
         main: Callable[[tuple[str, ...]], int] = tokenbus,
-        **environment: str,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Self:
         """Start a command with arguments, and variables beside those of the tests."""
         theirs, ours = zip(Pipe(False), Pipe(False)[::-1], Pipe(False)[::-1], strict=True)
-        variables = dict(os.environ | environment)
+        variables = {**os.environ, **environment}
         process = FORKS.Process(target=_run, args=(main, args, variables, theirs), daemon=True)
         process.start()
         for stream in theirs:
@@ -130,10 +131,12 @@ class ForkedCommand:
 
 @contextmanager
 def forked_command(
-    *args: str, main: Callable[[tuple[str, ...]], int] = tokenbus, **environment: str
+    *args: str,
+    main: Callable[[tuple[str, ...]], int] = tokenbus,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[ForkedCommand]:
     """Run a command, `tokenbus` unless told else; it is killed at the end."""
-    running = ForkedCommand.start(*args, main=main, **environment)
+    running = ForkedCommand.start(*args, main=main, environment=environment)
     try:
         yield running
     finally:
