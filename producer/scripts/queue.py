@@ -1,6 +1,7 @@
 """Scripts of the pool that producers and the inbox use: in, out, and ends without an owner.
 
-It is one file because it is one face: each call packs the arguments of a script and reads its reply.
+It is one file because it is one face: each call packs the arguments of a script and reads its
+reply.
 """
 
 from __future__ import annotations
