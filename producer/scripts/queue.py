@@ -1,14 +1,20 @@
-"""Scripts of the pool that producers and the inbox use: in, out, and ends without an owner."""
+"""Scripts of the pool that producers and the inbox use: in, out, and ends without an owner.
+
+It is one file because it is one face: each call packs the arguments of a script and reads its
+reply.
+"""
 
 from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tokenbus.producer.answers import answer_of
+from tokenbus.producer.scripts.append_batch import pack
 from tokenbus.producer.scripts.replies import (
     CancelReply,
     Ending,
@@ -23,7 +29,7 @@ from tokenbus.producer.scripts.replies import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tokenbus.producer.contract.keys import Keys
     from tokenbus.producer.contract.new_job import NewJob
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
 STALE_ANSWER_S = 5.0
 # How long to stay away when the server's memory is full, not a bound of the queue.
 MEMORY_RETRY_MS = 1000
+# Jobs of one call of `submit_many` and bytes of their requests: about a millisecond of the server.
+MAX_PART, MAX_PART_BYTES = 16, 64 * 1024
 MAX_BODY_BYTES = 8 * 1024 * 1024
 # The answer to a raw entry that asked for one waits this long for its sender.
 REPLY_TTL_MS = 60_000
@@ -80,9 +88,14 @@ class QueueScripts:
         self, jobs: Sequence[NewJob], bounds: Bounds
     ) -> list[Submitted | Refused]:
         """Submit each of `jobs` in one round trip; they are accepted or refused one by one."""
-        calls = [_submit_args(job, bounds, 0, "") for job in jobs]
-        replies = await self._runner.run_many("submit", self._keys.prefix, calls)
-        return [_submitted(reply) for reply in replies]
+        parts = list(_parts_of(jobs))
+        calls = [[pack([_submit_args(job, bounds, 0, "") for job in part])] for part in parts]
+        answers = await self._runner.run_many("submit_many", self._keys.prefix, calls)
+        replies = (
+            [answer] * len(part) if isinstance(answer, Exception) else answer
+            for part, answer in zip(parts, answers, strict=True)
+        )
+        return [_submitted(reply) for reply in chain.from_iterable(replies)]
 
     async def drain_inbox(
         self, worker: str, *, count: int = 16, lease_ms: int = 2000, max_bytes: int = MAX_BODY_BYTES
@@ -213,6 +226,8 @@ def _submitted(reply: list[Any] | Exception) -> Submitted | Refused:
             return Refused("full_memory", retry_after_ms=MEMORY_RETRY_MS)
         raise reply
     status = reply[0].decode()
+    if status == "error":
+        raise ResponseError(reply[1].decode(errors="replace"))
     if status not in ("accepted", "exists"):
         return Refused(status, *(int(number) for number in reply[1:]))
     _, job_id, state, jobs_ahead, tokens_ahead, eta = reply
@@ -227,8 +242,22 @@ def _submitted(reply: list[Any] | Exception) -> Submitted | Refused:
     return Submitted(place, created=status == "accepted")
 
 
+def _parts_of(jobs: Sequence[NewJob]) -> Iterator[list[NewJob]]:
+    """Yield what one call takes, during which the server answers nobody else."""
+    part: list[NewJob] = []
+    num_bytes = 0
+    for job in jobs:
+        if len(part) == MAX_PART or (part and num_bytes + len(job.request) > MAX_PART_BYTES):
+            yield part
+            part, num_bytes = [], 0
+        part.append(job)
+        num_bytes += len(job.request)
+    if part:
+        yield part
+
+
 def _submit_args(job: NewJob, bounds: Bounds, ticket: int, entry_id: str) -> list[Argument]:
-    """Order the arguments as the header of submit.lua does: names would cost 2 us a job."""
+    """Order what `accept` of accepting.lua takes: names would cost 2 us a job."""
     return [
         job.job_id,
         job.tenant,

@@ -64,8 +64,8 @@ _DEPLOYED = (
 _OF_DEPLOYMENT = (UserRole.CONTROL, UserRole.GATEWAY)
 _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     UserRole.READER: (),
-    UserRole.PRODUCER: ("submit", "cancel", "pause", "drain", *_ENDS),
-    UserRole.GATEWAY: ("submit", "cancel", "pause", "drain", *_ENDS),
+    UserRole.PRODUCER: ("submit", "submit_many", "cancel", "pause", "drain", *_ENDS),
+    UserRole.GATEWAY: ("submit", "submit_many", "cancel", "pause", "drain", *_ENDS),
     UserRole.WORKER: (
         *("append", "begin", "drain_inbox", "leave", "pull", "reject", "renew", "reply"),
         *("requeue", "scan"),

@@ -1,0 +1,156 @@
+--@offers accept
+--@use base: now_ms
+--@use naming: inherited
+--@use raw: raw_place
+--@use drain_rate: drain_rate drain_opens
+--@use waiting: add_entry
+--@use later: add_later
+-- The job that is being accepted, one at a time; numbers may come as text.
+local job, tenant, priority, weight, prompt, output, n, request, digest, idem, deadline_ms, delay_ms
+local prefix, tenant_tokens, pool_tokens, ticket_ms, refuse_late, entry, callback, version, listen, model
+local cost, inbox, raw
+
+-- What waits, by priority and then of this tenant: jobs and tokens.
+local function read_load()
+  local read = redis.call('HMGET', K.load, 'jobs:0', 'tokens:0', 'jobs:1', 'tokens:1', 'jobs:2',
+    'tokens:2', 'jobs', 'tokens', 'tenant:' .. tenant)
+  local load = {}
+  for i = 1, 9 do
+    load[i] = tonumber(read[i]) or 0
+  end
+  return load
+end
+local JOBS, TOKENS, OF_TENANT = 7, 8, 9
+
+-- Where an accepted or known job stands: what waits at its priority or above.
+local function place(status, id, state, load)
+  local jobs, tokens = 0, 0
+  for class = 0, tonumber(priority) do
+    jobs, tokens = jobs + load[class * 2 + 1], tokens + load[class * 2 + 2]
+  end
+  local rate = tokens > 0 and drain_rate()
+  local eta = tokens == 0 and 0 or rate and math.ceil(tokens / rate) or -1
+  return { status, id, state, jobs, tokens, eta }, eta
+end
+
+local function known(id)
+  local record = redis.call('HMGET', K.job .. id, 'state', 'digest')
+  if not record[1] then
+    return nil
+  end
+  if record[2] ~= digest then
+    return { 'conflict', 0, 0, 0, 0, 0 }
+  end
+  if entry ~= '' then
+    redis.call('XDEL', inbox, raw)
+  end
+  return (place('exists', id, record[1], read_load()))
+end
+
+-- Refused submits get a time to come back, one after the other at the measured rate. Who comes at
+-- its time with its ticket may fill the queue to the brim; new arrivals stop at nine tenths while
+-- somebody is in line, else they would take every place that frees up.
+local function over_bound(status, queued, field, bound, now)
+  if queued == 0 or queued + cost <= bound * 0.9 then
+    return nil
+  end
+  local due = tonumber(redis.call('HGET', K.line, field)) or 0
+  local fits = queued + cost <= bound
+  local in_time = ticket_ms > 0 and now >= ticket_ms
+  if fits and (in_time or due <= now) then
+    return nil
+  end
+  local rate = drain_rate() or cost / 1000
+  local wait, ticket
+  if ticket_ms > 0 then
+    wait, ticket = math.max(ticket_ms - now, (queued + cost - bound) / rate), ticket_ms
+  else
+    local start = math.max(due, now + math.max(0, queued + cost - bound * 0.9) / rate)
+    redis.call('HSET', K.line, field, string.format('%.0f', start + cost / rate))
+    wait = start + cost / rate - now
+    ticket = now + wait
+  end
+  wait = math.min(math.max(math.ceil(wait), 50), 3600000)
+  return { status, queued, bound, wait, math.ceil(ticket), 0 }
+end
+
+-- Accept a job, or say why not.
+local function accept(...)
+  job, tenant, priority, weight, prompt, output, n, request, digest, idem, deadline_ms, delay_ms, prefix,
+    tenant_tokens, pool_tokens, ticket_ms, refuse_late, entry, callback, version, listen, model = ...
+  deadline_ms, delay_ms, ticket_ms = tonumber(deadline_ms), tonumber(delay_ms), tonumber(ticket_ms)
+  tenant_tokens, pool_tokens = tonumber(tenant_tokens), tonumber(pool_tokens)
+  cost = prompt + n * output
+  inbox, raw = raw_place(entry)
+  if entry ~= '' and #redis.call('XRANGE', inbox, raw, raw) == 0 then
+    return { 'gone', 0, 0, 0, 0, 0 }
+  end
+  if idem ~= '' then
+    local earlier = redis.call('GET', K.idem .. idem)
+    if earlier then
+      local found = known(earlier)
+      if found then
+        return found
+      end
+    end
+  end
+  local found = known(job)
+  if found then
+    return found
+  end
+  -- The same id of the same tenant, accepted by version 1 and not forgotten.
+  local earlier = inherited(job, tenant)
+  if earlier then
+    return known(earlier)
+  end
+
+  local now, load = now_ms(), read_load()
+  local refused = over_bound('full_tenant', load[OF_TENANT], 'tenant:' .. tenant, tenant_tokens, now)
+    or over_bound('full_pool', load[TOKENS], 'pool', pool_tokens, now)
+  if refused then
+    return refused
+  end
+  local reply, eta = place('accepted', job, delay_ms > 0 and 'delayed' or 'waiting', load)
+  if tonumber(refuse_late) == 1 and deadline_ms >= 0 and math.max(eta, 0) + delay_ms > deadline_ms then
+    return { 'late', 0, 0, 0, 0, eta }
+  end
+
+  local state, stream, at = 'delayed', '', ''
+  if delay_ms > 0 then
+    redis.call('ZADD', K.due, now + delay_ms, 'n:' .. job)
+    add_later(now + delay_ms, cost, now)
+  else
+    state = 'waiting'
+    stream, at = add_entry(job, tenant, priority, false,
+      { prompt = prompt, output = output, n = n, logged = 0, prefix = prefix })
+  end
+  -- Earlier releases say neither where the submitter listens nor which model it asks for.
+  local more = (listen or '') ~= '' and { 'listen', listen } or {}
+  if (model or '') ~= '' then
+    more[#more + 1], more[#more + 2] = 'model', model
+  end
+  redis.call('HSET', K.job .. job, 'state', state, 'epoch', 0, 'owner', '', 'attempts', 0,
+    'tenant', tenant, 'priority', priority, 'weight', weight, 'prompt', prompt, 'output', output, 'n', n,
+    'logged', 0, 'charge', 0, 'request', request, 'digest', digest, 'idem', idem, 'prefix', prefix,
+    'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version, unpack(more))
+  redis.call('HSET', K.load, 'tokens', load[TOKENS] + cost, 'jobs', load[JOBS] + 1,
+    'tokens:' .. priority, load[priority * 2 + 2] + cost,
+    'jobs:' .. priority, load[priority * 2 + 1] + 1, 'tenant:' .. tenant, load[OF_TENANT] + cost)
+  if load[TOKENS] == 0 then
+    drain_opens(now)
+  end
+  if idem ~= '' then
+    redis.call('SET', K.idem .. idem, job)
+  end
+  if callback ~= '' then
+    redis.call('HSET', K.job .. job, 'callback', callback)
+  end
+  if deadline_ms >= 0 then
+    redis.call('HSET', K.job .. job, 'deadline', now + deadline_ms)
+    redis.call('ZADD', K.due, now + deadline_ms, 'd:' .. job)
+  end
+  if entry ~= '' then
+    redis.call('XDEL', inbox, raw)
+  end
+  return reply
+end
