@@ -30,6 +30,7 @@ class _WithIdlePeer(Alone):
         self.boxes = boxes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", [None, "fp8"])
 def test_summed_layers_equal_those_of_one_rank(
     quantization: str | None, monkeypatch: pytest.MonkeyPatch
