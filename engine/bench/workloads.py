@@ -107,6 +107,7 @@ def _drawn(name: str, params: SamplingParams) -> OfflineWorkload:
 # Workloads of plain draws: what `tokenbus bench pool` sends through a queue as well.
 WORKLOADS: dict[str, Callable[[], OfflineWorkload]] = {
     "nano256": mixed,
+    "nano512": lambda: mixed(512),
     "nano1024": lambda: mixed(1024, 50, 400),
     "single": lambda: uniform("single", 1, 100, 512),
     "batch8": lambda: uniform("batch8", 8, 100, 256),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 NUM_RANKS = 2
 NUM_KILLS = number_of("RANK_KILLS", short=1, full=10)
+# Of the ranks; the worker beside them is on the CPU.
+DEVICE = os.environ.get("CHAOS_RANK_DEVICE", "cpu")
 # From the fault of one rank to the end of the last one.
 END_S = 5.0
 LEASE_S = 5
@@ -102,7 +104,7 @@ async def test_rank_is_lost(
     if server_kind != SERVER_KINDS[0]:
         pytest.skip("what is tried lies between the processes of a worker")
     settings = ride.settings(lease_ttl_s=LEASE_S, renew_interval_s=1)
-    ranks = settings | {"tensor_parallel": NUM_RANKS, "max_batch_tokens": 32}
+    ranks = settings | {"tensor_parallel": NUM_RANKS, "max_batch_tokens": 32, "device": DEVICE}
     async with AsyncExitStack() as stack:
         group = _Group(ride, await stack.enter_async_context(forked_worker(**ranks)))
         await group.until_named()
