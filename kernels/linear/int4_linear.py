@@ -19,6 +19,7 @@ from tokenbus.kernels.linear.int4_matmul import (
 )
 from tokenbus.kernels.linear.int4_rows import int4_rows_kernel
 from tokenbus.kernels.linear.int4_table import WIDEN_TILE, choose_int4_tuning
+from tokenbus.kernels.linear.int4_vector import Int4VectorTuning, int4_vector_kernel
 from tokenbus.kernels.linear.small_linear import PLAIN, Fusion, wide_linear
 from tokenbus.kernels.norm import rms_norm
 from tokenbus.kernels.split_rows import split_rows
@@ -46,7 +47,7 @@ def int4_linear(
     fusion: Fusion = PLAIN,
     *,
     out_dtype: torch.dtype | None = None,
-    tuning: Int4Tuning | Int4RowsTuning | None = None,
+    tuning: Int4Tuning | Int4RowsTuning | Int4VectorTuning | None = None,
 ) -> Tensor:
     """Multiply rows by a weight of four bits, with what surrounds the product.
 
@@ -78,6 +79,9 @@ def int4_linear(
             has_wide=_wide(weight, x.dtype) is not None,
         )
     out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
+    if isinstance(tuning, Int4VectorTuning):
+        _launch_vector(x, weight, fusion, out, tuning)
+        return out
     if isinstance(tuning, Int4RowsTuning):
         _launch_rows(x, weight, fusion, out, tuning)
         return out
@@ -173,6 +177,41 @@ def _options(
         "num_stages": tuning.stages,
         **dependent_launch(x.device),
     }
+
+
+def _launch_vector(
+    x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4VectorTuning
+) -> None:
+    """Write the product of a lone row to `out`."""
+    norm = fusion.norm_weight
+    if weight.order is not None:
+        x = x.index_select(1, weight.order)
+        norm = None if norm is None else norm[weight.order]
+    int4_vector_kernel[(ceil_div(out.shape[1], tuning.block_n),)](
+        x.view(torch.int32),
+        weight.words.view(torch.int32),
+        weight.metas,
+        fusion.bias,
+        fusion.residual,
+        None if norm is None else norm.view(torch.int32),
+        out,
+        out.shape[1],
+        fusion.eps,
+        K=weight.num_inputs,
+        BLOCK_N=tuning.block_n,
+        BLOCKS=tuning.blocks,
+        AHEAD=tuning.ahead,
+        SCALES=_DTYPES[weight.scale_dtype],
+        DTYPE=_DTYPES[x.dtype],
+        NORM_DTYPE=None if norm is None else _DTYPES[norm.dtype],
+        BY_ASM=x.is_cuda,
+        HAS_BIAS=fusion.bias is not None,
+        HAS_RESIDUAL=fusion.residual is not None,
+        HAS_NORM=norm is not None,
+        ACT=fusion.act or "none",
+        num_warps=tuning.num_warps,
+        **dependent_launch(x.device),
+    )
 
 
 def _launch_rows(
