@@ -26,10 +26,9 @@ from tokenbus.engine.models.triton_products import (
 )
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.experts.combine import NextNorm
-from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv_row
+from tokenbus.kernels.linear.fp8_qkv import PageTarget
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
-from tokenbus.kernels.quantize import add_rms_norm_quantized, quantize_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -201,7 +200,7 @@ class TritonOps(TorchOps):
             return None
         if rope is None or layer.q_norm is not None:
             return None
-        if not fits_qkv_row(spec.head_dim, rope.cos.shape[1]):
+        if not product.fits_pages(spec.head_dim, rope.cos.shape[1]):
             return None
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         target = PageTarget(
@@ -242,17 +241,17 @@ class TritonOps(TorchOps):
         for item in layers:
             norm = item.layer.pre_attention_norm
             assert norm is not None
-            rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
+            rows, residual = item.qkv.norm_rounded(branch, residual, norm, eps)
             x = self.qkv_attention(item.qkv.of_rounded(rows), item.layer, eps, ctx)
-            branch = item.o.of_rounded(quantize_rows(x))
+            branch = item.o.of_rounded(item.o.rounded(x))
             norm = item.layer.pre_mlp_norm
             assert norm is not None
             if isinstance(item.mlp, TritonMixture):
                 branch, residual = item.mlp.behind_norm(branch, residual, norm, eps)
                 continue
             gate_up, down = item.mlp
-            rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
-            branch = down.of_rounded(gate_up.gated_rounded(rows, act))
+            rows, residual = gate_up.norm_rounded(branch, residual, norm, eps)
+            branch = down.of_rounded(gate_up.gated_rounded(rows, act, down))
         return branch.float() if residual is None else residual.float() + branch
 
 
