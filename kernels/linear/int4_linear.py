@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import triton.language as tl
 
 from tokenbus.kernels.activation import gated_act
-from tokenbus.kernels.launch import ceil_div, dependent_launch, require
+from tokenbus.kernels.launch import ceil_div, dependent_launch, next_power_of_2, require
 from tokenbus.kernels.linear.int4_layout import BLOCK, check_int4
 from tokenbus.kernels.linear.int4_matmul import (
     Int4RowsTuning,
@@ -183,11 +183,10 @@ def _launch_vector(
     x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4VectorTuning
 ) -> None:
     """Write the product of a lone row to `out`."""
-    norm = fusion.norm_weight
-    if weight.order is not None:
-        x = x.index_select(1, weight.order)
-        norm = None if norm is None else norm[weight.order]
-    int4_vector_kernel[(ceil_div(out.shape[1], tuning.block_n),)](
+    norm, width_out = fusion.norm_weight, out.shape[1]
+    num_blocks = ceil_div(weight.num_inputs, BLOCK)
+    outputs = tuning.tiles * tuning.block_n // (2 if fusion.act else 1)
+    int4_vector_kernel[(ceil_div(width_out, outputs),)](
         x.view(torch.int32),
         weight.words.view(torch.int32),
         weight.metas,
@@ -195,12 +194,12 @@ def _launch_vector(
         fusion.residual,
         None if norm is None else norm.view(torch.int32),
         out,
-        out.shape[1],
+        width_out,
         fusion.eps,
         K=weight.num_inputs,
         BLOCK_N=tuning.block_n,
-        BLOCKS=tuning.blocks,
-        AHEAD=tuning.ahead,
+        BLOCKS=next_power_of_2(num_blocks),
+        TILES=tuning.tiles,
         SCALES=_DTYPES[weight.scale_dtype],
         DTYPE=_DTYPES[x.dtype],
         NORM_DTYPE=None if norm is None else _DTYPES[norm.dtype],
@@ -210,6 +209,7 @@ def _launch_vector(
         HAS_NORM=norm is not None,
         ACT=fusion.act or "none",
         num_warps=tuning.num_warps,
+        maxnreg=tuning.max_registers,
         **dependent_launch(x.device),
     )
 

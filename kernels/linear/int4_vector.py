@@ -32,14 +32,16 @@ _SHARES = tl.constexpr(WORDS // 8)
 class Int4VectorTuning:
     """How one shape of a lone row is laid out.
 
-    block_n: outputs of a program, of each half behind a gate, a multiple of 8. blocks: of 128
-    inputs per step, four threads each. ahead: steps in flight.
+    block_n: outputs of a tile, of both halves together behind a gate. num_warps: warps that share
+    the columns, of which each has eight blocks of 128 or some times as many. tiles: those that a
+    program works off one after the other, with the weights of the next one on their way.
+    max_registers: of a thread, None for as many as the kernel likes.
     """
 
     block_n: int
     num_warps: int
-    blocks: int
-    ahead: int = 1
+    tiles: int = 1
+    max_registers: int | None = None
 
 
 @triton.jit
@@ -49,18 +51,18 @@ def _number(bits, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _load_pairs(source, step, K: tl.constexpr, BLOCKS: tl.constexpr, DTYPE: tl.constexpr):
+def _load_pairs(source, K: tl.constexpr, BLOCKS: tl.constexpr, DTYPE: tl.constexpr):
     """Load the columns that a thread's registers meet: 16 times two of [shares] fp32, by places."""
     STEP: tl.constexpr = 2 * _PAIRS * BLOCKS
-    WHOLE: tl.constexpr = (K + STEP - 1) // STEP * STEP == K
     share = tl.arange(0, BLOCKS * _SHARES)
-    first = (step * BLOCKS + share // _SHARES) * _PAIRS + share % _SHARES
+    # By bits, in which the compiler sees no neighbours: it would deal them out to other threads.
+    first = (share >> 2) * _PAIRS + (share & 3)
     pairs = ()
     for register in tl.static_range(4):
         for place in tl.static_range(4):
             # Of column 32 m + 16 t + 8 h + 2 c + e the register is m, the place 2 h + t.
             at = first + (16 * register + 8 * (place % 2) + 4 * (place // 2))
-            if WHOLE:
+            if STEP == K:
                 bits = tl.load(source + at)
             else:
                 bits = tl.load(source + at, mask=at < K // 2, other=0)
@@ -69,20 +71,24 @@ def _load_pairs(source, step, K: tl.constexpr, BLOCKS: tl.constexpr, DTYPE: tl.c
 
 
 @triton.jit
-def _load_piece(words, metas, outputs, step, stride, NUM_BLOCKS: tl.constexpr,
-                BLOCKS: tl.constexpr):  # fmt: skip
-    """Ask for some blocks of some outputs, [R, 16 BLOCKS] int32, and metas, [R, shares]."""
+def _load_tile(words, metas, outputs, stride, NUM_BLOCKS: tl.constexpr,
+               BLOCKS: tl.constexpr):  # fmt: skip
+    """Ask for all blocks of some outputs, [R, 16 BLOCKS] int32, and their metas, [R, shares]."""
     place = tl.arange(0, _REGISTERS * BLOCKS)
-    block = step * BLOCKS + place // _REGISTERS
-    of_meta = step * BLOCKS + tl.arange(0, _SHARES * BLOCKS) // _SHARES
+    block = place // _REGISTERS
+    of_meta = tl.arange(0, _SHARES * BLOCKS) // _SHARES
     strip = (outputs // _STRIP).to(tl.int64) * (NUM_BLOCKS * _STRIP) + outputs % _STRIP
     at = words + strip[:, None] * _REGISTERS
     at += (block * (_STRIP * _REGISTERS) + place % _REGISTERS)[None, :]
     meta_at = metas + of_meta[None, :] * stride + outputs[:, None]
-    if NUM_BLOCKS % BLOCKS == 0:
-        return tl.load(at, eviction_policy="evict_first"), tl.load(meta_at)
-    piece = tl.load(at, mask=block[None, :] < NUM_BLOCKS, other=0, eviction_policy="evict_first")
-    return piece, tl.load(meta_at, mask=of_meta[None, :] < NUM_BLOCKS, other=0)
+    if NUM_BLOCKS == BLOCKS:
+        tile = tl.load(at, eviction_policy="evict_first")
+        meta = tl.load(meta_at)
+    else:
+        there = block[None, :] < NUM_BLOCKS
+        tile = tl.load(at, mask=there, other=0, eviction_policy="evict_first")
+        meta = tl.load(meta_at, mask=of_meta[None, :] < NUM_BLOCKS, other=0)
+    return tile, meta
 
 
 @triton.jit
@@ -160,96 +166,92 @@ def _add_products(acc, steps, first, second, third, fourth, BY_ASM: tl.constexpr
 
 
 @triton.jit
-def _products(piece, meta, columns, total, undo, SCALES: tl.constexpr, BY_ASM: tl.constexpr):
-    """Return what a piece adds to the sums of its shares, [R, shares] fp32."""
-    R: tl.constexpr = piece.shape[0]
-    shared = tl.reshape(piece, (R, piece.shape[1] // 4, 2, 2))
-    even, odd = tl.split(shared)
+def _sums(tile, meta, columns, total, undo, SCALES: tl.constexpr, BY_ASM: tl.constexpr):
+    """Return the products of a tile's outputs with the row, [R] fp32."""
+    R: tl.constexpr = tile.shape[0]
+    SHARES: tl.constexpr = tile.shape[1] // 4
+    even, odd = tl.split(tl.reshape(tile, (R, SHARES, 2, 2)))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
     registers = (first, second, third, fourth)
-    acc = tl.zeros([R, piece.shape[1] // 4], tl.int32 if BY_ASM else tl.float32)
+    acc = tl.zeros([R, SHARES], tl.int32 if BY_ASM else tl.float32)
     for index in tl.static_range(4):
         acc = _add_products(
             acc, registers[index], columns[4 * index][None, :], columns[4 * index + 1][None, :],
             columns[4 * index + 2][None, :], columns[4 * index + 3][None, :], BY_ASM,
         )  # fmt: skip
     if BY_ASM:
-        acc = _number(acc, tl.float16) + _number(acc >> 16, tl.float16)
-    product = acc * undo[None, :] - zeros_of(meta).to(tl.float32) * total[None, :]
-    return product * scales_of(meta, SCALES).to(tl.float32)
+        product = _number(acc, tl.float16) + _number(acc >> 16, tl.float16)
+    else:
+        product = acc
+    product = product * undo[None, :] - zeros_of(meta).to(tl.float32) * total[None, :]
+    return tl.sum(product * scales_of(meta, SCALES).to(tl.float32), axis=1)
+
+
+@triton.jit
+def _outputs_of(cols, N, BLOCK_N: tl.constexpr, HALF: tl.constexpr):
+    """Return the weight's rows of a tile's columns: behind a gate [gates, ups]."""
+    if HALF == BLOCK_N:
+        outputs = tl.minimum(cols + tl.arange(0, BLOCK_N), N - 1)
+    else:
+        place = tl.arange(0, BLOCK_N)
+        outputs = tl.minimum(cols + place % HALF, N - 1) + place // HALF * N
+    return outputs
 
 
 @triton.jit
 def int4_vector_kernel(
     x, words, metas, bias, residual, norm_weight, out, N, eps, K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr, AHEAD: tl.constexpr, SCALES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr, TILES: tl.constexpr, SCALES: tl.constexpr,
     DTYPE: tl.constexpr, NORM_DTYPE: tl.constexpr, BY_ASM: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_N outputs: norm in front, bias, gate and residual behind; x by pairs, int32.
+    """Compute TILES times BLOCK_N outputs: norm in front, bias, gate and residual behind.
 
-    Weights do not depend on the previous kernel: AHEAD steps are on their way before this one waits
-    for its inputs, and as many stay so. The norm's scale is one number, applied to finished sums.
+    x and norm_weight come by pairs, int32, and stay in registers. Weights do not depend on the
+    previous kernel: those of the first tile are on their way before this one waits for its inputs,
+    and those of the next one always. The norm's scale is one number, applied to finished sums.
     """
     release_successor(PDL)
     NUM_BLOCKS: tl.constexpr = (K + 2 * _PAIRS - 1) // (2 * _PAIRS)
-    STEPS: tl.constexpr = (NUM_BLOCKS + BLOCKS - 1) // BLOCKS
-    HALVES: tl.constexpr = 1 if ACT == "none" else 2
-    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    outputs = tl.minimum(cols, N - 1)
-    sums = ()
-    shifts = ()
-    coming = ()
-    for half in tl.static_range(HALVES):
-        sums += (tl.zeros([BLOCK_N, _SHARES * BLOCKS], tl.float32),)
-        shifts += (
-            tl.load(bias + half * N + outputs).to(tl.float32)
-            if HAS_BIAS
-            else tl.zeros([BLOCK_N], tl.float32),
-        )
-    for step in tl.static_range(min(AHEAD, STEPS)):
-        for half in tl.static_range(HALVES):
-            coming += (
-                _load_piece(words, metas, half * N + outputs, step, HALVES * N, NUM_BLOCKS, BLOCKS),
-            )
-    squares = tl.zeros([_SHARES * BLOCKS], tl.float32)
-    for step in tl.static_range(STEPS):
-        if HAS_NORM:
-            weights = _load_pairs(norm_weight, step, K, BLOCKS, NORM_DTYPE)
-        if step == 0:
-            wait_for_inputs(PDL)
-            if HAS_RESIDUAL:
-                earlier = tl.load(residual + outputs)
-        pairs = _load_pairs(x, step, K, BLOCKS, DTYPE)
-        if HAS_NORM:
-            weighted = ()
-            for index in tl.static_range(16):
-                low, high = pairs[index]
-                squares += low * low + high * high
-                weighted += ((low * weights[index][0], high * weights[index][1]),)
-            pairs = weighted
-        columns, total, undo = _scaled(pairs, BY_ASM)
-        for half in tl.static_range(HALVES):
-            piece, meta = coming[0]
-            coming = coming[1:]
-            acc = sums[0]
-            sums = sums[1:]
-            acc += _products(piece, meta, columns, total, undo, SCALES, BY_ASM)
-            sums += (acc,)
-            if step + AHEAD < STEPS:
-                coming += (
-                    _load_piece(words, metas, half * N + outputs, step + AHEAD, HALVES * N,
-                                NUM_BLOCKS, BLOCKS),
-                )  # fmt: skip
-    y = tl.sum(sums[0], axis=1)
+    HALF: tl.constexpr = BLOCK_N if ACT == "none" else BLOCK_N // 2
+    stride = N if ACT == "none" else 2 * N
+    col = tl.program_id(0) * (TILES * HALF)
+    outputs = _outputs_of(col, N, BLOCK_N, HALF)
+    tile, meta = _load_tile(words, metas, outputs, stride, NUM_BLOCKS, BLOCKS)
+    if HAS_NORM:
+        weights = _load_pairs(norm_weight, K, BLOCKS, NORM_DTYPE)
+    wait_for_inputs(PDL)
+    pairs = _load_pairs(x, K, BLOCKS, DTYPE)
     norm = 1.0
     if HAS_NORM:
+        squares = tl.zeros([_SHARES * BLOCKS], tl.float32)
+        weighted = ()
+        for index in tl.static_range(16):
+            low, high = pairs[index]
+            squares += low * low + high * high
+            weighted += ((low * weights[index][0], high * weights[index][1]),)
+        pairs = weighted
         norm = tl.rsqrt(tl.sum(squares) / K + eps)
-    y = y * norm + shifts[0]
-    if ACT != "none":
-        y = gate(y, ACT) * (tl.sum(sums[1], axis=1) * norm + shifts[1])
-    if HAS_RESIDUAL:
-        y += earlier
-        tl.store(residual + cols, y, mask=cols < N)
-    tl.store(out + cols, y.to(out.dtype.element_ty), mask=cols < N)
+    columns, total, undo = _scaled(pairs, BY_ASM)
+    for turn in tl.range(0, TILES, num_stages=1):
+        cols = col + tl.arange(0, HALF)
+        if HAS_RESIDUAL:
+            earlier = tl.load(residual + cols, mask=cols < N, other=0.0)
+        following = _outputs_of(col + HALF, N, BLOCK_N, HALF)
+        next_tile, next_meta = tile, meta
+        if turn + 1 < TILES:
+            next_tile, next_meta = _load_tile(words, metas, following, stride, NUM_BLOCKS, BLOCKS)
+        y = _sums(tile, meta, columns, total, undo, SCALES, BY_ASM) * norm
+        if HAS_BIAS:
+            y += tl.load(bias + outputs).to(tl.float32)
+        if ACT == "none":
+            result = y
+        else:
+            gates, ups = tl.split(tl.trans(tl.reshape(y, (2, HALF))))
+            result = gate(gates, ACT) * ups
+        if HAS_RESIDUAL:
+            result += earlier
+            tl.store(residual + cols, result, mask=cols < N)
+        tl.store(out + cols, result.to(out.dtype.element_ty), mask=cols < N)
+        tile, meta, outputs, col = next_tile, next_meta, following, col + HALF
