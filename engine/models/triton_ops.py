@@ -24,7 +24,7 @@ from tokenbus.engine.models.triton_products import (
     Int4Product,
     TritonProduct,
 )
-from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.embedding import embed, widen
 from tokenbus.kernels.experts.combine import NextNorm
 from tokenbus.kernels.linear.fp8_qkv import PageTarget
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
@@ -219,7 +219,7 @@ class TritonOps(TorchOps):
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
             return None
         eps = tensors.config.norm_eps
-        residual, is_normed = hidden.float(), False
+        residual, is_normed = widen(hidden), False
         for fused in self._fused:
             x = None if is_normed else self._row_attention(hidden, fused.layer, eps, ctx)
             if x is None:

@@ -51,8 +51,9 @@ def int4_linear(
 ) -> Tensor:
     """Multiply rows by a weight of four bits, with what surrounds the product.
 
-    A few rows of two bytes are split into two numbers of e4m3 first (see `split_rows`), which keeps
-    more of a row's largest numbers than bfloat16 does. More rows stay as they are, and weights are
+    A lone row of two bytes is multiplied as it is, a few more are split into two numbers of e4m3
+    first (see `split_rows`), which keeps more of a row's largest numbers than bfloat16 does. More
+    rows stay as they are, and weights are
     widened to their dtype in registers. Where cuBLAS is faster over widened weights, it gets
     `weight.wide`, or they are written out for it, unless `tuning` is given.
 
@@ -70,12 +71,15 @@ def int4_linear(
         return torch.empty(0, width_out, dtype=dtype, device=x.device)
     if tuning is None:
         splits_rows = weight.group == BLOCK and x.element_size() == 2
+        norm = fusion.norm_weight
+        in_pairs = norm is None or norm.element_size() == 2
         tuning = choose_int4_tuning(
             num_rows,
             width_in,
             width_out,
             fusion.role,
             splits_rows=splits_rows,
+            takes_vector=splits_rows and in_pairs and weight.order is None,
             has_wide=_wide(weight, x.dtype) is not None,
         )
     out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
@@ -184,6 +188,11 @@ def _launch_vector(
 ) -> None:
     """Write the product of a lone row to `out`."""
     norm, width_out = fusion.norm_weight, out.shape[1]
+    require(len(x) == 1, f"{len(x)} rows, a vector is one")
+    require(weight.group == BLOCK, f"groups of {weight.group} inputs, a row is summed by {BLOCK}")
+    require(weight.order is None, "inputs have an order of their own")
+    in_pairs = x.element_size() == 2 and (norm is None or norm.element_size() == 2)
+    require(in_pairs, f"x is {x.dtype}, a row comes by pairs of two bytes, and its norm")
     num_blocks = ceil_div(weight.num_inputs, BLOCK)
     outputs = tuning.tiles * tuning.block_n // (2 if fusion.act else 1)
     int4_vector_kernel[(ceil_div(width_out, outputs),)](
