@@ -181,10 +181,8 @@ def _sums(tile, meta, columns, total, undo, SCALES: tl.constexpr, BY_ASM: tl.con
             columns[4 * index + 2][None, :], columns[4 * index + 3][None, :], BY_ASM,
         )  # fmt: skip
     if BY_ASM:
-        product = _number(acc, tl.float16) + _number(acc >> 16, tl.float16)
-    else:
-        product = acc
-    product = product * undo[None, :] - zeros_of(meta).to(tl.float32) * total[None, :]
+        acc = _number(acc, tl.float16) + _number(acc >> 16, tl.float16)
+    product = acc * undo[None, :] - zeros_of(meta).to(tl.float32) * total[None, :]
     return tl.sum(product * scales_of(meta, SCALES).to(tl.float32), axis=1)
 
 

@@ -227,11 +227,14 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
     x = quantize_groups(randn(rows, width_in) * torch.logspace(0, 2, width_in, device=DEVICE))
     exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
     fusion = Fusion(bias=randn(num_outputs, seed=2), act="silu" if is_gate else None)
-    got = fp8_linear(
-        x, values, blocks, fusion, block_outputs=block_outputs, out_dtype=torch.float32
-    )
     expected = reference.fused_linear(exact, weight, bias=fusion.bias, act=fusion.act)
-    assert ((got - expected).norm() / expected.norm()).item() < 1e-3
+    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2, blocks=2)
+    for tuning in (None, several if rows <= 128 else MatmulTuning(128, 128, 128, 8, 2, blocks=2)):
+        got = fp8_linear(
+            x, values, blocks, fusion, block_outputs=block_outputs, out_dtype=torch.float32,
+            tuning=tuning,
+        )  # fmt: skip
+        assert ((got - expected).norm() / expected.norm()).item() < 1e-3
 
 
 @pytest.mark.parametrize("maker", ["plain", "norm", "gate"])
