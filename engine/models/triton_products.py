@@ -130,7 +130,7 @@ class Fp8Product(FusedProduct):
         if isinstance(weight, Fp8BlockWeight):
             if weight.block_inputs != GROUP:
                 raise ModelUnsupported(
-                    f"blocks of {weight.block_inputs} inputs in an FP8 weight; here they have {GROUP}"
+                    f"an FP8 weight: blocks of {weight.block_inputs} inputs; here they have {GROUP}"
                 )
             self._block_outputs = weight.block_outputs
         _check(weight.values, weight.scales, self._block_outputs)

@@ -18,8 +18,8 @@ class MatmulTuning:
     stages: steps in flight. group: row tiles that are worked on together, so that their weights are
     read from the L2 cache. halves: the tile is written in two halves, which takes half the memory
     beside the steps in flight. programs: on a multiprocessor at a time; one adds up what another
-    multiplies. blocks: blocks of columns with a scale each per step, of whose products none waits for
-    another.
+    multiplies. blocks: blocks of columns with a scale each per step, of whose products none waits
+    for another.
     """
 
     block_m: int
