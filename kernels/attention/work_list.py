@@ -1,4 +1,7 @@
-"""The device-side work list of paged decode: which program reads which tokens of a row."""
+"""The device-side work list of paged decode: which program reads which tokens of a row.
+
+It is one file because a list, its buffers and the kernel that writes it share every size.
+"""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The draw: one token per row from logits, by argmax or by inverse CDF over what filters keep."""
+"""The draw: one token per row from logits, by argmax or by inverse CDF over what filters keep.
+
+It is one file because the draw reads what the launch before it leaves, and nothing else does.
+"""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
