@@ -1,4 +1,4 @@
-"""The inputs of a decode step in one launch, from the rows that take part and their positions."""
+"""The inputs of a decode step in one launch, and what it leaves for the next one in another."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
@@ -10,12 +10,20 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.launch import next_power_of_2, require, require_contiguous
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    next_power_of_2,
+    release_successor,
+    require,
+    require_contiguous,
+    wait_for_inputs,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCK_PAGES = 128
+_BLOCK_PAGES, _BLOCK_ROWS = 128, 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +47,11 @@ class DecodeInputs:
 @triton.jit(do_not_specialize_on_alignment=["rows", "positions"])
 def _decode_inputs_kernel(
     rows, positions, tables, last_tokens, num_prompts, token_ids, safe_positions, slots, drawn_at,
-    context_lens, block_table, max_pages, S: tl.constexpr, BLOCK: tl.constexpr,
+    context_lens, block_table, max_pages, S: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    release_successor(PDL)
     index = tl.program_id(0).to(tl.int64)
+    wait_for_inputs(PDL)
     row = tl.load(rows + index)
     position = tl.load(positions + index)
     safe = tl.maximum(position, 0)
@@ -93,5 +103,36 @@ def decode_inputs(
         _decode_inputs_kernel[(num_rows,)](
             rows, positions, tables, last_tokens, num_prompts, token_ids, safe, slots, drawn_at,
             context_lens, block_table, max_pages, S=page_size, BLOCK=_BLOCK_PAGES, num_warps=1,
+            **dependent_launch(rows.device),
         )  # fmt: skip
     return DecodeInputs(token_ids, safe, slots, drawn_at, context_lens, block_table)
+
+
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["rows"])
+def _keep_tokens_kernel(last_tokens, rows, token_ids, num_rows, BLOCK: tl.constexpr,
+                        PDL: tl.constexpr):  # fmt: skip
+    release_successor(PDL)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = index < num_rows
+    wait_for_inputs(PDL)
+    row = tl.load(rows + index, mask=there, other=0)
+    token = tl.load(token_ids + index, mask=there, other=0)
+    tl.store(last_tokens + row, tl.maximum(token, 0), mask=there)
+
+
+def keep_tokens(last_tokens: Tensor, rows: Tensor, token_ids: Tensor) -> None:
+    """Write what was drawn for rows where their next step looks for it, 0 where nothing was.
+
+    Args:
+        last_tokens: [R] int64, overwritten. rows, token_ids: [N] int64; ids below 0 are no tokens.
+            A row that comes several times gets one of its tokens.
+    Raises: KernelInputError on other shapes. Twin: last_tokens.index_copy_ of clamped ids.
+    """
+    num_rows = rows.shape[0]
+    require(token_ids.shape == (num_rows,), f"{tuple(token_ids.shape)} tokens, {num_rows} rows")
+    require_contiguous(last_tokens=last_tokens, rows=rows, token_ids=token_ids)
+    if num_rows:
+        _keep_tokens_kernel[(ceil_div(num_rows, _BLOCK_ROWS),)](
+            last_tokens, rows, token_ids, num_rows, BLOCK=_BLOCK_ROWS, num_warps=1,
+            **dependent_launch(rows.device),
+        )  # fmt: skip

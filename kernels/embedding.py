@@ -1,10 +1,11 @@
-"""Embedding rows, gathered and scaled."""
+"""Embedding rows, gathered and scaled, and widened for the sums over layers."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
 
@@ -34,6 +35,26 @@ def _embed_kernel(
     value = tl.load(table + token * H + offs, mask=mask, other=0.0)
     # torch scales in the table's dtype; the product of two rounded numbers rounds once.
     tl.store(out + row * H + offs, (value.to(tl.float32) * scale).to(value.dtype), mask=mask)
+
+
+@triton.jit(do_not_specialize=["size"])
+def _widen_kernel(x, out, size, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    release_successor(PDL)
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    wait_for_inputs(PDL)
+    value = tl.load(x + offs, mask=offs < size, other=0.0).to(tl.float32)
+    tl.store(out + offs, value, mask=offs < size)
+
+
+def widen(x: Tensor) -> Tensor:
+    """x: contiguous -> the same in float32, in new memory, launched as embeddings are."""
+    require_contiguous(x=x)
+    out = torch.empty_like(x, dtype=torch.float32)
+    if x.numel():
+        _widen_kernel[(ceil_div(x.numel(), 1024),)](
+            x, out, x.numel(), BLOCK=1024, num_warps=4, **dependent_launch(x.device),
+        )  # fmt: skip
+    return out
 
 
 def embed(token_ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:

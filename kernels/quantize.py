@@ -235,6 +235,19 @@ def _store_piece(target, piece, value, K: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _store_groups(values, scales, piece, value, factor, K: tl.constexpr, BLOCK: tl.constexpr,
+                  GROUP: tl.constexpr):  # fmt: skip
+    """Round BLOCK columns of a row by groups of them, each to a scale of its own times factor."""
+    PARTS: tl.constexpr = BLOCK // GROUP
+    apart = tl.reshape(value, (PARTS, GROUP))
+    scale, inverse = scales_of_top(tl.max(magnitude(apart), axis=1))
+    whole = tl.reshape(apart * inverse[:, None], (BLOCK,))
+    _store_piece(values, piece, row_number(whole), K, BLOCK)
+    groups = piece * PARTS + tl.arange(0, PARTS)
+    tl.store(scales + groups, scale * factor, mask=groups * GROUP < K)
+
+
+@triton.jit
 def _quantize_rows_kernel(x, values, scales, K: tl.constexpr, BLOCK: tl.constexpr,
                           PIECES: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     release_successor(PDL)
@@ -255,9 +268,9 @@ def _quantize_rows_kernel(x, values, scales, K: tl.constexpr, BLOCK: tl.constexp
 @triton.jit
 def _norm_quantized_kernel(
     x, residual, weight, values, scales, added, eps, K: tl.constexpr, BLOCK: tl.constexpr,
-    PIECES: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PDL: tl.constexpr,
+    PIECES: tl.constexpr, GROUP: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Round rms_norm(x + residual) * weight.
+    """Round rms_norm(x + residual) * weight, with a scale per row or, if not 0, GROUP columns.
 
     The norm is one factor of a row, which its largest number takes out again: sum of squares and
     largest number are found at once, and the factor is in the scale alone.
@@ -281,16 +294,23 @@ def _norm_quantized_kernel(
         tops = tl.maximum(tops, magnitude(value))
         held += (value,)
     total, top = tl.reduce((squares, tops), 0, _add_and_top)
-    scale, inverse = scales_of_top(top)
-    for piece in tl.static_range(PIECES):
-        _store_piece(values + row * K, piece, row_number(held[piece] * inverse), K, BLOCK)
-    tl.store(scales + row, scale * tl.rsqrt(total / K + eps))
+    factor = tl.rsqrt(total / K + eps)
+    if GROUP == 0:
+        scale, inverse = scales_of_top(top)
+        for piece in tl.static_range(PIECES):
+            _store_piece(values + row * K, piece, row_number(held[piece] * inverse), K, BLOCK)
+        tl.store(scales + row, scale * factor)
+    else:
+        scales += row * ((K + GROUP - 1) // GROUP)
+        for piece in tl.static_range(PIECES):
+            _store_groups(values + row * K, scales, piece, held[piece], factor, K, BLOCK, GROUP)
 
 
 @triton.jit
 def _gated_quantized_kernel(gate_up, values, scales, K: tl.constexpr, BLOCK: tl.constexpr,
-                            PIECES: tl.constexpr, KIND: tl.constexpr,
+                            PIECES: tl.constexpr, GROUP: tl.constexpr, KIND: tl.constexpr,
                             PDL: tl.constexpr):  # fmt: skip
+    """Round act(gate) * up with a scale per row or, if not 0, GROUP columns."""
     release_successor(PDL)
     row = tl.program_id(0).to(tl.int64)
     source = gate_up + row * 2 * K
@@ -300,12 +320,17 @@ def _gated_quantized_kernel(gate_up, values, scales, K: tl.constexpr, BLOCK: tl.
     for piece in tl.static_range(PIECES):
         value = gate(_load_piece(source, piece, K, BLOCK), KIND)
         value *= _load_piece(source + K, piece, K, BLOCK)
-        tops = tl.maximum(tops, magnitude(value))
-        held += (value,)
-    scale, inverse = scales_of_top(tl.max(tops))
-    for piece in tl.static_range(PIECES):
-        _store_piece(values + row * K, piece, row_number(held[piece] * inverse), K, BLOCK)
-    tl.store(scales + row, scale)
+        if GROUP == 0:
+            tops = tl.maximum(tops, magnitude(value))
+            held += (value,)
+        else:
+            _store_groups(values + row * K, scales + row * ((K + GROUP - 1) // GROUP), piece, value,
+                          1.0, K, BLOCK, GROUP)  # fmt: skip
+    if GROUP == 0:
+        scale, inverse = scales_of_top(tl.max(tops))
+        for piece in tl.static_range(PIECES):
+            _store_piece(values + row * K, piece, row_number(held[piece] * inverse), K, BLOCK)
+        tl.store(scales + row, scale)
 
 
 @triton.jit
@@ -326,10 +351,15 @@ def _quantize_groups_kernel(x, values, scales, K: tl.constexpr, GROUPS: tl.const
     tl.store(scales + row * GROUPS + groups, scale, mask=groups < GROUPS)
 
 
+def _num_groups(width: int, by_groups: bool) -> int | None:
+    """Return how many scales a row has, None for one alone."""
+    return ceil_div(width, GROUP) if by_groups else None
+
+
 def _pieces(num_rows: int, width: int, a_thread: int = 8) -> dict[str, int]:
     """Return how a program holds a row: pieces of so many columns a thread."""
     threads = _FEW_ROWS_THREADS if num_rows <= _FEW_ROWS else _THREADS
-    block = min(threads * a_thread, next_power_of_2(width))
+    block = min(threads * a_thread, max(next_power_of_2(width), GROUP))
     return {
         "BLOCK": block,
         "PIECES": ceil_div(width, block),
@@ -372,39 +402,46 @@ def quantize_groups(x: Tensor) -> QuantizedRows:
 
 
 def add_rms_norm_quantized(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, *, by_groups: bool = False
 ) -> tuple[QuantizedRows, Tensor]:
     """Return rms_norm(x + residual) in e4m3 and x + residual; see `norm.add_rms_norm`.
 
-    Args: x, residual: [T, K], contiguous, each of its own dtype; weight: [K].
+    Args: x, residual: [T, K], contiguous, each of its own dtype; weight: [K]. by_groups: give each
+        GROUP columns a scale of their own.
     Returns: [T, K] rounded once, from fp32, and the fp32 sum; x itself without a residual.
     """
     num_rows, width = x.shape
     require_contiguous(x=x, residual=residual, weight=weight)
     require(residual is None or residual.shape == x.shape, "residual and x differ in shape")
     require(weight.shape == (width,), f"weight has shape {tuple(weight.shape)}, x is {width} wide")
-    rows = QuantizedRows.empty(num_rows, width, x.device)
+    rows = QuantizedRows.empty(num_rows, width, x.device, _num_groups(width, by_groups))
     added = x if residual is None else torch.empty_like(x, dtype=torch.float32)
     if num_rows:
         _norm_quantized_kernel[(num_rows,)](
             x, residual, weight, rows.values, rows.scales, added, eps, K=width,
-            HAS_RESIDUAL=residual is not None, **_pieces(num_rows, width, 4),
+            GROUP=GROUP if by_groups else 0, HAS_RESIDUAL=residual is not None,
+            **_pieces(num_rows, width, 4),
             **dependent_launch(x.device),
         )  # fmt: skip
     return rows, added
 
 
-def gated_act_quantized(gate_up: Tensor, kind: ActivationKind = "silu") -> QuantizedRows:
-    """gate_up: [T, 2 I], contiguous, gates first -> act(gate) * up in e4m3, rounded once."""
+def gated_act_quantized(
+    gate_up: Tensor, kind: ActivationKind = "silu", *, by_groups: bool = False
+) -> QuantizedRows:
+    """gate_up: [T, 2 I], contiguous, gates first -> act(gate) * up in e4m3, rounded once.
+
+    by_groups: give each GROUP columns a scale of their own.
+    """
     num_rows, double = gate_up.shape
     require_contiguous(gate_up=gate_up)
     require(double % 2 == 0, f"gate_up is {double} wide")
     require(kind in KINDS, f"unknown activation {kind!r}, have {KINDS}")
     width = double // 2
-    rows = QuantizedRows.empty(num_rows, width, gate_up.device)
+    rows = QuantizedRows.empty(num_rows, width, gate_up.device, _num_groups(width, by_groups))
     if num_rows:
         _gated_quantized_kernel[(num_rows,)](
-            gate_up, rows.values, rows.scales, K=width, KIND=kind, **_pieces(num_rows, width),
-            **dependent_launch(gate_up.device),
+            gate_up, rows.values, rows.scales, K=width, GROUP=GROUP if by_groups else 0, KIND=kind,
+            **_pieces(num_rows, width), **dependent_launch(gate_up.device),
         )  # fmt: skip
     return rows

@@ -26,7 +26,7 @@ from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.plan import FILTERS, LOGIT_RULES, Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
-from tokenbus.kernels.decode_inputs import decode_inputs
+from tokenbus.kernels.decode_inputs import decode_inputs, keep_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,6 +199,9 @@ class GraphRunner(Runner):
         self._read_back(pending)
         return pending
 
+    def _keep(self, rows: Tensor, drawn: Tensor) -> None:
+        keep_tokens(self.rows.last_token, rows, drawn)
+
     def _logits(self, hidden: Tensor, plan: SamplingPlan) -> Tensor:
         return self.model.logits(hidden, exact=_needs_exact(plan))
 
@@ -369,5 +372,5 @@ class GraphRunner(Runner):
         hidden = self.model.forward(inputs.token_ids, ctx)
         logits = self._logits(hidden, plan)
         sampled = self.sampling.sample_with_plan(logits, rows, inputs.drawn_at, plan)
-        self._enter(rows, [sampled.inputs()])
+        self._enter(rows, [sampled.token_ids])
         return sampled

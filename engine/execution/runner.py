@@ -265,7 +265,7 @@ class Runner:
                 pending.draws.append(sampled)
             else:
                 pending.draws.append(self._no_tokens(len(seqs[part])))
-        self._enter(rows, [drawn.inputs() for drawn in pending.draws])
+        self._enter(rows, [drawn.token_ids for drawn in pending.draws])
 
     def _sample_drafted(self, logits: Tensor, pending: PendingStep, masks: DraftMasks) -> None:
         chunks = pending.drafted
@@ -295,7 +295,7 @@ class Runner:
                 newest.append(drawn.newest)
             else:
                 pending.drafted_draws.append(self._no_tokens(sum(counts[part])))
-                newest.append(self._no_tokens(len(owners[part])).inputs())
+                newest.append(self._no_tokens(len(owners[part])).token_ids)
         self._enter(self.rows.to_device(row_list), newest)
 
     def _no_tokens(self, num: int) -> SampledTokens:
@@ -305,7 +305,11 @@ class Runner:
     def _enter(self, rows: Tensor, parts: list[Tensor]) -> None:
         """Make what was drawn for rows, on rank 0, the input of their next step on all ranks."""
         drawn = torch.cat(parts) if len(parts) > 1 else parts[0]
-        self.rows.last_token.index_copy_(0, rows, self.group.collective.broadcast(drawn))
+        self._keep(rows, self.group.collective.broadcast(drawn))
+
+    def _keep(self, rows: Tensor, drawn: Tensor) -> None:
+        """Write what was drawn for rows where their next step looks for it, 0 where nothing was."""
+        self.rows.last_token.index_copy_(0, rows, drawn.clamp(min=0))
 
     def _logits(self, hidden: Tensor, plan: SamplingPlan) -> Tensor:  # noqa: ARG002
         """Return the logits that `plan` needs, [S, V]."""

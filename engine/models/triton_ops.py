@@ -25,13 +25,12 @@ from tokenbus.engine.models.triton_products import (
     Int4Product,
     TritonProduct,
 )
-from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.embedding import embed, widen
 from tokenbus.kernels.exchange import Exchange, exchange
 from tokenbus.kernels.experts.combine import NextNorm
-from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv_row
+from tokenbus.kernels.linear.fp8_qkv import PageTarget
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
-from tokenbus.kernels.quantize import add_rms_norm_quantized, quantize_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,7 +208,7 @@ class TritonOps(TorchOps):
             return None
         if rope is None or layer.q_norm is not None:
             return None
-        if not fits_qkv_row(spec.head_dim, rope.cos.shape[1]):
+        if not product.fits_pages(spec.head_dim, rope.cos.shape[1]):
             return None
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         target = PageTarget(
@@ -231,7 +230,7 @@ class TritonOps(TorchOps):
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
             return None if boxes is None else self._run_shared(boxes, tensors, hidden, ctx)
         eps = tensors.config.norm_eps
-        residual, is_normed = hidden.float(), False
+        residual, is_normed = widen(hidden), False
         for fused in self._fused:
             x = None if is_normed else self._row_attention(hidden, fused.layer, eps, ctx)
             if x is None:
@@ -284,17 +283,17 @@ class TritonOps(TorchOps):
         for item in layers:
             norm = item.layer.pre_attention_norm
             assert norm is not None
-            rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
+            rows, residual = item.qkv.norm_rounded(branch, residual, norm, eps)
             x = self.qkv_attention(item.qkv.of_rounded(rows), item.layer, eps, ctx)
-            branch = self._whole(item.o.of_rounded(quantize_rows(x)), ATTENTION)
+            branch = self._whole(item.o.of_rounded(item.o.rounded(x)), ATTENTION)
             norm = item.layer.pre_mlp_norm
             assert norm is not None
             if isinstance(item.mlp, TritonMixture):
                 branch, residual = item.mlp.behind_norm(branch, residual, norm, eps)
             else:
                 gate_up, down = item.mlp
-                rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
-                branch = down.of_rounded(gate_up.gated_rounded(rows, act))
+                rows, residual = gate_up.norm_rounded(branch, residual, norm, eps)
+                branch = down.of_rounded(gate_up.gated_rounded(rows, act, down))
             branch = self._whole(branch, MLP)
         return branch.float() if residual is None else residual.float() + branch
 

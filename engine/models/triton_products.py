@@ -27,8 +27,8 @@ from tokenbus.engine.models.ops import widened
 from tokenbus.engine.models.product import Product, ProductTable
 from tokenbus.kernels.exchange import exchange
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
-from tokenbus.kernels.linear.fp8_qkv import fp8_qkv_row
+from tokenbus.kernels.linear.fp8_linear import fits_matvec, fp8_linear, fp8_matvec
+from tokenbus.kernels.linear.fp8_qkv import fits_qkv_row, fp8_qkv_row
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import is_tall
 from tokenbus.kernels.linear.gated_linear import gated_linear
@@ -122,15 +122,37 @@ class TritonProduct(FusedProduct):
 
 
 class Fp8Product(FusedProduct):
-    """An FP8 weight: one row is multiplied as it is, more are rounded to FP8 with a scale each."""
+    """An FP8 weight: one row is multiplied as it is, more are rounded to FP8.
 
-    def __init__(self, weight: Fp8Weight, bias: Tensor | None) -> None:
-        """Take a weight whose sizes 16 divides. Raises: ModelUnsupported for others."""
-        _check(weight.values, weight.scales)
+    Rows have a scale each, those of a weight with a scale per block one per 128 columns.
+    """
+
+    def __init__(self, weight: Fp8Weight | Fp8BlockWeight, bias: Tensor | None) -> None:
+        """Take a weight whose sizes 16 divides. Raises: ModelUnsupported for others.
+
+        Blocks have 128 inputs.
+        """
+        self._block_outputs = 0
+        if isinstance(weight, Fp8BlockWeight):
+            if weight.block_inputs != GROUP:
+                raise ModelUnsupported(
+                    f"an FP8 weight: blocks of {weight.block_inputs} inputs; here they have {GROUP}"
+                )
+            self._block_outputs = weight.block_outputs
+        _check(weight.values, weight.scales, self._block_outputs)
         self._weight = weight.values, weight.scales
         self._dtype = weight.dtype
         self._bias = bias
         self._plain = Fusion(bias=bias)
+
+    def fits_pages(self, head_dim: int, rotary_dim: int) -> bool:
+        """Say whether `row_to_pages` takes heads of a size."""
+        return fits_qkv_row(head_dim, rotary_dim, self._block_outputs)
+
+    @property
+    def by_groups(self) -> bool:
+        """Whether rows are rounded by groups of columns."""
+        return self._block_outputs > 0
 
     def multiply(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], dtype of x."""
@@ -144,8 +166,7 @@ class Fp8Product(FusedProduct):
 
     def unrounded(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out] float32."""
-        rows = quantize_rows(x.contiguous())
-        return fp8_linear(rows, *self._weight, self._plain, out_dtype=torch.float32)
+        return self._of_rows(self.rounded(x), self._plain, torch.float32)
 
     def normed(
         self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
@@ -155,10 +176,10 @@ class Fp8Product(FusedProduct):
         normed = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
 
         def multiply(x: Tensor) -> Tensor:
-            if norm_weight is None or x.shape[0] == 1:
+            if norm_weight is None or self._takes_row(x, normed):
                 return self._multiply(x, normed)
-            rows, _ = add_rms_norm_quantized(x, None, norm_weight, eps)
-            return fp8_linear(rows, *self._weight, plain, out_dtype=x.dtype)
+            rows, _ = self.norm_rounded(x, None, norm_weight, eps)
+            return self._of_rows(rows, plain, x.dtype)
 
         return multiply
 
@@ -173,58 +194,45 @@ class Fp8Product(FusedProduct):
     ) -> Tensor:
         """x: [1, in] -> queries [1, Hq, D] of rms_norm(x), rotated; keys and values go to pages."""
         return fp8_qkv_row(
-            x, *self._weight, target, bias=self._bias, norm_weight=norm_weight, eps=eps
-        )
+            x, *self._weight, target, bias=self._bias, norm_weight=norm_weight, eps=eps,
+            block_outputs=self._block_outputs,
+        )  # fmt: skip
+
+    def rounded(self, x: Tensor) -> QuantizedRows:
+        """x: [T, in] -> the same as `of_rounded` takes it."""
+        x = x.contiguous()
+        return quantize_groups(x) if self.by_groups else quantize_rows(x)
+
+    def norm_rounded(
+        self, x: Tensor, residual: Tensor | None, norm_weight: Tensor, eps: float
+    ) -> tuple[QuantizedRows, Tensor]:
+        """Return rms_norm(x + residual) as `of_rounded` takes it, and x + residual, [T, in]."""
+        return add_rms_norm_quantized(x, residual, norm_weight, eps, by_groups=self.by_groups)
 
     def of_rounded(self, rows: QuantizedRows) -> Tensor:
         """rows: [T, in] -> [T, out], dtype of the activations."""
-        return fp8_linear(rows, *self._weight, self._plain, out_dtype=self._dtype)
+        return self._of_rows(rows, self._plain, self._dtype)
 
-    def gated_rounded(self, rows: QuantizedRows, kind: ActivationKind) -> QuantizedRows:
-        """rows: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
+    def gated_rounded(
+        self, rows: QuantizedRows, kind: ActivationKind, following: Fp8Product
+    ) -> QuantizedRows:
+        """rows: [T, H] -> activation(gate) * up of its projection, [T, I], for `following`."""
         fusion = Fusion(bias=self._bias, act=kind)
         width = self._weight[0].shape[0] // 2
-        if not is_tall(rows.values.shape[0], width, fusion.role):
-            return gated_act_quantized(self.of_rounded(rows), kind)
-        return quantize_rows(fp8_linear(rows, *self._weight, fusion, out_dtype=self._dtype))
+        if not is_tall(rows.values.shape[0], width, fusion.role, blocks=self.by_groups):
+            gate_up = self.of_rounded(rows)
+            return gated_act_quantized(gate_up, kind, by_groups=following.by_groups)
+        return following.rounded(self._of_rows(rows, fusion, self._dtype))
+
+    def _takes_row(self, x: Tensor, fusion: Fusion) -> bool:
+        return x.shape[0] == 1 and fits_matvec(*self._weight[0].shape, fusion, self._block_outputs)
 
     def _multiply(self, x: Tensor, fusion: Fusion) -> Tensor:
-        if x.shape[0] == 1:
-            return fp8_matvec(x, *self._weight, fusion)
-        rows = quantize_rows(x.contiguous())
-        return fp8_linear(rows, *self._weight, fusion, out_dtype=x.dtype)
+        if self._takes_row(x, fusion):
+            return fp8_matvec(x, *self._weight, fusion, block_outputs=self._block_outputs)
+        return self._of_rows(self.rounded(x), fusion, x.dtype)
 
-
-class Fp8BlockProduct(Product):
-    """An FP8 weight with a scale per block: rows are rounded with a scale per 128 columns."""
-
-    def __init__(self, weight: Fp8BlockWeight, bias: Tensor | None) -> None:
-        """Take a weight of blocks of 128 inputs. Raises: ModelUnsupported for others."""
-        if weight.block_inputs != GROUP:
-            raise ModelUnsupported(
-                f"blocks of {weight.block_inputs} inputs in an FP8 weight; here they have {GROUP}"
-            )
-        _check(weight.values, weight.scales, weight.block_outputs)
-        self._weight = weight.values, weight.scales
-        self._block_outputs = weight.block_outputs
-        self._bias = bias
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """x: [T, in] -> [T, out], dtype of x."""
-        return self._multiply(x, Fusion(bias=self._bias), x.dtype)
-
-    def gated(self, x: Tensor, kind: Activation) -> Tensor:
-        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
-        if kind not in GATES:
-            return Product.gated(self, x, kind)
-        return self._multiply(x, Fusion(bias=self._bias, act=GATES[kind]), x.dtype)
-
-    def unrounded(self, x: Tensor) -> Tensor:
-        """x: [T, in] -> [T, out] float32."""
-        return self._multiply(x, Fusion(bias=self._bias), torch.float32)
-
-    def _multiply(self, x: Tensor, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:
-        rows = quantize_groups(x.contiguous())
+    def _of_rows(self, rows: QuantizedRows, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:
         return fp8_linear(
             rows, *self._weight, fusion, block_outputs=self._block_outputs, out_dtype=out_dtype
         )
@@ -304,7 +312,7 @@ def _check(values: Tensor, scales: Tensor, block_outputs: int = 0) -> None:
 TRITON_PRODUCTS: ProductTable = {
     PlainWeight: lambda weight, bias: TritonProduct(weight.values, bias),
     Fp8Weight: Fp8Product,
-    Fp8BlockWeight: Fp8BlockProduct,
+    Fp8BlockWeight: Fp8Product,
     Int4GroupWeight: _int4,
     **dict.fromkeys((Int4Weight, Int8Weight, Int8GroupWeight), _widened),
 }

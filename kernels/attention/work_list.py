@@ -1,4 +1,7 @@
-"""The device-side work list of paged decode: which program reads which tokens of a row."""
+"""The device-side work list of paged decode: which program reads which tokens of a row.
+
+It is one file because a list, its buffers and the kernel that writes it share every size.
+"""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
@@ -13,10 +16,13 @@ import triton.language as tl
 from tokenbus.kernels.attention.prefix_groups import ITEM_FIELDS, MAX_RUN_PARTS, PrefixGroups
 from tokenbus.kernels.launch import (
     ceil_div,
+    dependent_launch,
     next_power_of_2,
     num_processors,
+    release_successor,
     require,
     require_contiguous,
+    wait_for_inputs,
 )
 
 if TYPE_CHECKING:
@@ -125,11 +131,13 @@ def _build_kernel(
     num_rows, window, S: tl.constexpr, MIN_SHIFT: tl.constexpr, WIDE_SHIFT: tl.constexpr,
     TARGET_PARTS: tl.constexpr, MAX_PARTS: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, WAVE: tl.constexpr, FIELDS: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Emit the parts of BLOCK_R rows; whole splits first, then each row's last part by length."""
+    release_successor(PDL)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     live = rows < num_rows
+    wait_for_inputs(PDL)
     context = tl.load(context_lens + rows, mask=live, other=0)
     shared = tl.zeros([BLOCK_R], tl.int32)
     held = tl.zeros([BLOCK_R], tl.int32)
@@ -297,4 +305,5 @@ class DecodeWork:
             BLOCK_C=min(256, next_power_of_2(max(num_rows, 16))),
             BLOCK_J=16,
             num_warps=4,
+            **dependent_launch(context_lens.device),
         )

@@ -20,7 +20,7 @@ from tokenbus.kernels.launch import (
 )
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, fp8_matmul_kernel
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, fp8_rows_kernel
-from tokenbus.kernels.linear.fp8_shapes import check_product, check_scales
+from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight, check_product, check_scales
 from tokenbus.kernels.linear.fp8_table import (
     MAX_GATED_ROWS,
     choose_matmul_tuning,
@@ -48,12 +48,20 @@ def _arrivals(device: torch.device) -> Tensor:
     return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
 
 
+def fits_matvec(num_outputs: int, num_inputs: int, fusion: Fusion, block_outputs: int) -> bool:
+    """Say whether `fp8_matvec` takes a weight: with a scale per block, programs fill blocks."""
+    width_out = num_outputs // (2 if fusion.act else 1)
+    tuning = choose_matvec_tuning(num_inputs, width_out, fusion.role, blocks=block_outputs > 0)
+    return not block_outputs or block_outputs % tuning.block_n == width_out % tuning.block_n == 0
+
+
 def fp8_matvec(
     x: Tensor,
     values: Tensor,
     scales: Tensor,
     fusion: Fusion = PLAIN,
     *,
+    block_outputs: int = 0,
     tuning: LinearTuning | None = None,
 ) -> Tensor:
     """Multiply one row, as it is, by an FP8 weight, with what surrounds the product fused in.
@@ -61,6 +69,7 @@ def fp8_matvec(
     Args:
         x: [1, K], contiguous. values: [N, K] e4m3, or [2 N, K] with `fusion.act`.
         scales: [N] or [2 N] float32, of the outputs.
+        block_outputs: if not 0, of blocks of so many outputs and 128 inputs, as of `fp8_linear`.
     Returns: [1, N], dtype of x; sums and everything fused are fp32.
     Raises: KernelInputError on other shapes. Twin: reference.fused_linear, weight dequantised.
     """
@@ -69,7 +78,13 @@ def fp8_matvec(
     require(num_rows == 1, f"{num_rows} rows, this takes one")
     check_product(x, values, fusion, width_out)
     require_contiguous(norm=fusion.norm_weight)
-    chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
+    chosen = tuning or choose_matvec_tuning(
+        width_in, width_out, fusion.role, blocks=block_outputs > 0
+    )
+    check_fp8_weight(values, scales, block_outputs)
+    if block_outputs:
+        parts = f"{block_outputs} outputs a block, {width_out} in all, programs of {chosen.block_n}"
+        require(block_outputs % chosen.block_n == width_out % chosen.block_n == 0, parts)
     out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
     addresses, side, ranks = arguments_of(fusion.among, torch.float32)
     matvec_kernel[(ceil_div(width_out, chosen.block_n * chosen.groups),)](
@@ -91,6 +106,7 @@ def fp8_matvec(
         AHEAD=chosen.ahead,
         BY_WARP=chosen.by_warp,
         HAS_SCALES=True,
+        BLOCK_OUT=block_outputs,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,
         HAS_NORM=fusion.norm_weight is not None,
@@ -205,6 +221,7 @@ def _launch_matmul(
         BLOCK_M=tuning.block_m,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
+        BLOCKS=tuning.blocks,
         BLOCK_OUT=block_outputs,
         GROUP=tuning.group,
         PROGRAMS=programs,
@@ -253,6 +270,7 @@ def _launch_rows(
         ROWS=height,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
+        BLOCKS=tuning.blocks,
         BLOCK_OUT=block_outputs,
         SPLITS=tuning.splits,
         STAGES=tuning.stages,

@@ -1,6 +1,8 @@
 """FP8 matrix products of many rows: e4m3 times e4m3, a scale per row and per output."""
 
+# Triton unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ class MatmulTuning:
     stages: steps in flight. group: row tiles that are worked on together, so that their weights are
     read from the L2 cache. halves: the tile is written in two halves, which takes half the memory
     beside the steps in flight. programs: on a multiprocessor at a time; one adds up what another
-    multiplies.
+    multiplies. blocks: blocks of columns with a scale each per step, of whose products none waits
+    for another.
     """
 
     block_m: int
@@ -29,6 +32,7 @@ class MatmulTuning:
     group: int = 8
     halves: bool = True
     programs: int = 1
+    blocks: int = 1
 
 
 @triton.jit
@@ -47,8 +51,8 @@ def _finish(acc, row_scales, scales, bias, first, N, BLOCK_N: tl.constexpr,
 @triton.jit(do_not_specialize=["M"])
 def fp8_matmul_kernel(
     x, x_scales, weight, scales, bias, out, M, N, K: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, GROUP: tl.constexpr,
-    PROGRAMS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
     HALVES: tl.constexpr, HAS_BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [M, N] outputs tile by tile; x, weight and out are tensor descriptors.
@@ -71,21 +75,30 @@ def fp8_matmul_kernel(
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         rows = row + tl.arange(0, BLOCK_M)
         outs = col + tl.arange(0, BLOCK_N)
-        for step in range(GROUPS):
-            value = x.load([row, step * BLOCK_K])
-            w = weight.load([col, step * BLOCK_K])
+        for step in range((GROUPS + BLOCKS - 1) // BLOCKS):
             if BLOCK_OUT == 0:
+                value = x.load([row, step * BLOCK_K])
+                w = weight.load([col, step * BLOCK_K])
                 acc = tl.dot(value, w.T, acc)
             else:
-                by_row = tl.load(x_scales + rows * GROUPS + step, mask=rows < M, other=0.0)
-                if BLOCK_OUT % BLOCK_N == 0:
-                    # The tile lies in one block: its scale goes into those of the rows.
-                    by_row *= tl.load(scales + col // BLOCK_OUT * GROUPS + step)
-                    acc += tl.dot(value, w.T) * by_row[:, None]
-                else:
-                    block = scales + outs // BLOCK_OUT * GROUPS + step
-                    by_out = tl.load(block, mask=outs < N, other=0.0)
-                    acc += tl.dot(value, w.T) * by_row[:, None] * by_out[None, :]
+                products = ()
+                for part in tl.static_range(BLOCKS):
+                    block = step * BLOCKS + part
+                    value = x.load([row, block * BLOCK_K])
+                    w = weight.load([col, block * BLOCK_K])
+                    products += (tl.dot(value, w.T),)
+                for part in tl.static_range(BLOCKS):
+                    # Beyond the last block all numbers are zero.
+                    block = tl.minimum(step * BLOCKS + part, GROUPS - 1)
+                    by_row = tl.load(x_scales + rows * GROUPS + block, mask=rows < M, other=0.0)
+                    if BLOCK_OUT % BLOCK_N == 0:
+                        # The tile lies in one block: its scale goes into those of the rows.
+                        by_row *= tl.load(scales + col // BLOCK_OUT * GROUPS + block)
+                        acc += products[part] * by_row[:, None]
+                    else:
+                        by_out = scales + outs // BLOCK_OUT * GROUPS + block
+                        by_out = tl.load(by_out, mask=outs < N, other=0.0)
+                        acc += products[part] * by_row[:, None] * by_out[None, :]
         row_scales = None
         if BLOCK_OUT == 0:
             row_scales = tl.load(x_scales + rows, mask=rows < M, other=0.0)

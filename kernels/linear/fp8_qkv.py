@@ -23,6 +23,7 @@ from tokenbus.kernels.launch import (
     require_contiguous,
     wait_for_inputs,
 )
+from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.page_scales import check_page_dtypes
 from tokenbus.kernels.quantize import magnitude, page_number, scales_of_top
 
@@ -100,12 +101,14 @@ def _qkv_row_kernel(
     x, weight, scales, bias, norm_weight, positions, slots, cos, sin, q_out, k_pages, v_pages,
     k_scales, v_scales, found, arrivals, page_stride, eps, K: tl.constexpr, HQ: tl.constexpr,
     HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
     IS_ROUNDED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute ROWS outputs of a lone row, behind a norm: dims of a head and those they turn with.
 
-    Rounding needs a whole head of keys or values: the last of its programs to end does it.
+    Rounding needs a whole head of keys or values: the last of its programs to end does it. If
+    BLOCK_OUT is not 0, scales are those of blocks of so many outputs, which D divides, and 128
+    columns.
     """
     release_successor(PDL)
     HALF: tl.constexpr = D // 2
@@ -116,7 +119,11 @@ def _qkv_row_kernel(
     offs_r = tl.arange(0, ROWS)
     outputs = head * D + offs_r // PAIRS * HALF + first + offs_r % PAIRS
     weight += outputs.to(tl.int64)[:, None] * K
-    by_out = tl.load(scales + outputs)
+    if BLOCK_OUT == 0:
+        by_out = tl.load(scales + outputs)
+    else:
+        COLUMNS: tl.constexpr = (K + 127) // 128
+        scales += head * D // BLOCK_OUT * COLUMNS
     if HAS_BIAS:
         shift = tl.load(bias + outputs).to(tl.float32)
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
@@ -129,6 +136,8 @@ def _qkv_row_kernel(
         # Weights do not depend on the previous kernel: they are asked for before it ended.
         w = tl.load(weight + k[None, :], mask=in_k[None, :], other=0.0,
                     eviction_policy="evict_first")  # fmt: skip
+        if BLOCK_OUT > 0:
+            by_column = tl.load(scales + tl.minimum(k // 128, COLUMNS - 1))
         if HAS_NORM:
             scale = tl.load(norm_weight + k, mask=in_k, other=0.0).to(tl.float32)
         if block == 0:
@@ -139,8 +148,12 @@ def _qkv_row_kernel(
         if HAS_NORM:
             squares += value * value
             value *= scale
+        if BLOCK_OUT > 0:
+            value *= by_column
         acc += w.to(tl.float32) * value[None, :]
-    y = tl.sum(acc, axis=1) * by_out
+    y = tl.sum(acc, axis=1)
+    if BLOCK_OUT == 0:
+        y *= by_out
     if HAS_NORM:
         y *= tl.rsqrt(tl.sum(squares) / K + eps)
     if HAS_BIAS:
@@ -174,12 +187,15 @@ def _qkv_row_kernel(
         tl.store(to + HALF, b.to(k_pages.dtype.element_ty))
 
 
-def fits_qkv_row(head_dim: int, rotary_dim: int) -> bool:
-    """Say whether `fp8_qkv_row` takes a shape: heads that are rotated whole."""
-    return _ROWS <= head_dim == rotary_dim == next_power_of_2(head_dim)
+def fits_qkv_row(head_dim: int, rotary_dim: int, block_outputs: int = 0) -> bool:
+    """Say whether `fp8_qkv_row` takes a shape: heads rotated whole, each within a block."""
+    is_whole = _ROWS <= head_dim == rotary_dim == next_power_of_2(head_dim)
+    return is_whole and block_outputs % head_dim == 0
 
 
-def _check(x: Tensor, values: Tensor, target: PageTarget) -> None:
+def _check(
+    x: Tensor, values: Tensor, scales: Tensor, block_outputs: int, target: PageTarget
+) -> None:
     """Refuse shapes that the kernel would read or write wrongly."""
     num_rows, width = x.shape
     _, num_kv_heads, page_size, head_dim = target.k_pages.shape
@@ -187,7 +203,9 @@ def _check(x: Tensor, values: Tensor, target: PageTarget) -> None:
     require(num_rows == 1, f"{num_rows} rows, this takes one")
     require(values.shape == (outputs, width), f"weight {tuple(values.shape)}, heads of {outputs}")
     rotary_dim = target.cos.shape[1]
-    require(fits_qkv_row(head_dim, rotary_dim), f"heads of {head_dim}, rotated {rotary_dim}")
+    parts = f"heads of {head_dim}, rotated {rotary_dim}, blocks of {block_outputs}"
+    require(fits_qkv_row(head_dim, rotary_dim, block_outputs), parts)
+    check_fp8_weight(values, scales, block_outputs)
     require(next_power_of_2(page_size) == page_size, f"page size {page_size}")
     require(target.positions.shape == target.slots.shape == (1,), "one row has one position")
     require_contiguous(
@@ -205,6 +223,7 @@ def fp8_qkv_row(
     bias: Tensor | None = None,
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
+    block_outputs: int = 0,
     block_k: int = _BLOCK_K,
 ) -> Tensor:
     """Project one row, rotate queries and keys, write keys and values into their slots.
@@ -212,11 +231,12 @@ def fp8_qkv_row(
     Args:
         x: [1, K], as it is, or rms_norm of it with `norm_weight`, [K].
         values: [(Hq + 2 Hkv) * D, K] e4m3; scales: of its outputs, float32; bias: of its outputs.
+        block_outputs: if not 0, scales are of blocks of so many outputs and 128 inputs.
         block_k: columns per step.
     Returns: q, [1, Hq, D], dtype of x; sums and all behind them are fp32.
     Raises: KernelInputError on shapes that do not fit. Twin: `fp8_matvec`, then `qkv_rope`.
     """
-    _check(x, values, target)
+    _check(x, values, scales, block_outputs, target)
     check_page_dtypes(x.dtype, target.k_pages, target.v_pages, target.k_scales, target.v_scales)
     require_contiguous(norm_weight=norm_weight)
     width = x.shape[1]
@@ -253,6 +273,7 @@ def fp8_qkv_row(
         S=page_size,
         ROWS=_ROWS,
         BLOCK_K=min(block_k, next_power_of_2(width)),
+        BLOCK_OUT=block_outputs,
         HAS_BIAS=bias is not None,
         HAS_NORM=norm_weight is not None,
         IS_ROUNDED=target.k_scales is not None,

@@ -1,6 +1,8 @@
 """FP8 matrix products of few rows: the weights are the tall operand, read once for all rows."""
 
+# Triton unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ class RowsTuning:
     """How one shape is laid out: outputs and columns per step of a program.
 
     stages: steps in flight. splits: programs that share the columns of one tile; the last of them
-    to end adds up what all found.
+    to end adds up what all found. blocks: blocks of columns with a scale each per step, of whose
+    products none waits for another.
     """
 
     block_n: int
@@ -25,6 +28,7 @@ class RowsTuning:
     num_warps: int
     stages: int
     splits: int = 1
+    blocks: int = 1
 
 
 @triton.jit
@@ -50,8 +54,8 @@ def _sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.conste
 def fp8_rows_kernel(
     x, x_scales, weight, scales, bias, residual, out, parts, arrivals, M, N,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK_OUT: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [M, BLOCK_N] outputs: bias, gate and residual behind; x, weight are descriptors.
 
@@ -62,7 +66,8 @@ def fp8_rows_kernel(
     release_successor(PDL)
     tile = tl.program_id(0)
     col = tile * BLOCK_N
-    SPAN: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
+    STEP: tl.constexpr = BLOCK_K * BLOCKS
+    SPAN: tl.constexpr = (K + SPLITS * STEP - 1) // (SPLITS * STEP) * STEP
     begin = tl.program_id(1) * SPAN
     acc = tl.zeros([BLOCK_N, ROWS], tl.float32)
     acc_up = tl.zeros([BLOCK_N, ROWS], tl.float32)
@@ -87,26 +92,33 @@ def fp8_rows_kernel(
         by_row = tl.load(x_scales + rows, mask=some, other=0.0)[None, :]
     if HAS_RESIDUAL and SPLITS == 1:
         earlier = tl.load(residual + place, mask=mask, other=0.0)
-    for offset in tl.range(0, SPAN, BLOCK_K, num_stages=STAGES):
-        start = begin + offset
-        value = x.load([0, start])
+    for offset in tl.range(0, SPAN, STEP, num_stages=STAGES):
         if BLOCK_OUT == 0:
-            acc = tl.dot(weight.load([col, start]), value.T, acc)
+            value = x.load([0, begin + offset])
+            acc = tl.dot(weight.load([col, begin + offset]), value.T, acc)
             if ACT != "none":
-                acc_up = tl.dot(weight.load([N + col, start]), value.T, acc_up)
+                acc_up = tl.dot(weight.load([N + col, begin + offset]), value.T, acc_up)
         else:
-            step = start // BLOCK_K
-            # A part may reach beyond the last group, where all weights are zero.
-            step = tl.minimum(step, GROUPS - 1)
-            by_row = tl.load(x_scales + rows * GROUPS + step, mask=some, other=0.0)
-            by_out = tl.load(scales + cols // BLOCK_OUT * GROUPS + step, mask=live, other=0.0)
-            part = tl.dot(weight.load([col, start]), value.T)
-            acc += part * by_out[:, None] * by_row[None, :]
-            if ACT != "none":
-                up_block = scales + (N + cols) // BLOCK_OUT * GROUPS + step
-                by_up = tl.load(up_block, mask=live, other=0.0)
-                part = tl.dot(weight.load([N + col, start]), value.T)
-                acc_up += part * by_up[:, None] * by_row[None, :]
+            products = ()
+            for part in tl.static_range(BLOCKS):
+                start = begin + offset + part * BLOCK_K
+                value = x.load([0, start])
+                product = tl.dot(weight.load([col, start]), value.T)
+                products += (product,)
+                if ACT != "none":
+                    products += (tl.dot(weight.load([N + col, start]), value.T),)
+            for part in tl.static_range(BLOCKS):
+                # A part may reach beyond the last block, where all weights are zero.
+                block = tl.minimum((begin + offset) // BLOCK_K + part, GROUPS - 1)
+                by_row = tl.load(x_scales + rows * GROUPS + block, mask=some, other=0.0)[None, :]
+                by_out = tl.load(scales + cols // BLOCK_OUT * GROUPS + block, mask=live, other=0.0)
+                if ACT == "none":
+                    acc += products[part] * by_out[:, None] * by_row
+                else:
+                    acc += products[2 * part] * by_out[:, None] * by_row
+                    up_block = scales + (N + cols) // BLOCK_OUT * GROUPS + block
+                    by_up = tl.load(up_block, mask=live, other=0.0)
+                    acc_up += products[2 * part + 1] * by_up[:, None] * by_row
     is_last = True
     if SPLITS > 1:
         offs = tl.arange(0, ROWS)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import triton.language as tl
 
 from tokenbus.kernels.activation import gated_act
-from tokenbus.kernels.launch import ceil_div, dependent_launch, require
+from tokenbus.kernels.launch import ceil_div, dependent_launch, next_power_of_2, require
 from tokenbus.kernels.linear.int4_layout import BLOCK, check_int4
 from tokenbus.kernels.linear.int4_matmul import (
     Int4RowsTuning,
@@ -19,6 +19,7 @@ from tokenbus.kernels.linear.int4_matmul import (
 )
 from tokenbus.kernels.linear.int4_rows import int4_rows_kernel
 from tokenbus.kernels.linear.int4_table import WIDEN_TILE, choose_int4_tuning
+from tokenbus.kernels.linear.int4_vector import Int4VectorTuning, int4_vector_kernel
 from tokenbus.kernels.linear.small_linear import PLAIN, Fusion, wide_linear
 from tokenbus.kernels.norm import rms_norm
 from tokenbus.kernels.split_rows import split_rows
@@ -46,12 +47,13 @@ def int4_linear(
     fusion: Fusion = PLAIN,
     *,
     out_dtype: torch.dtype | None = None,
-    tuning: Int4Tuning | Int4RowsTuning | None = None,
+    tuning: Int4Tuning | Int4RowsTuning | Int4VectorTuning | None = None,
 ) -> Tensor:
     """Multiply rows by a weight of four bits, with what surrounds the product.
 
-    A few rows of two bytes are split into two numbers of e4m3 first (see `split_rows`), which keeps
-    more of a row's largest numbers than bfloat16 does. More rows stay as they are, and weights are
+    A lone row of two bytes is multiplied as it is, a few more are split into two numbers of e4m3
+    first (see `split_rows`), which keeps more of a row's largest numbers than bfloat16 does. More
+    rows stay as they are, and weights are
     widened to their dtype in registers. Where cuBLAS is faster over widened weights, it gets
     `weight.wide`, or they are written out for it, unless `tuning` is given.
 
@@ -69,15 +71,21 @@ def int4_linear(
         return torch.empty(0, width_out, dtype=dtype, device=x.device)
     if tuning is None:
         splits_rows = weight.group == BLOCK and x.element_size() == 2
+        norm = fusion.norm_weight
+        in_pairs = norm is None or norm.element_size() == 2
         tuning = choose_int4_tuning(
             num_rows,
             width_in,
             width_out,
             fusion.role,
             splits_rows=splits_rows,
+            takes_vector=splits_rows and in_pairs and weight.order is None,
             has_wide=_wide(weight, x.dtype) is not None,
         )
     out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
+    if isinstance(tuning, Int4VectorTuning):
+        _launch_vector(x, weight, fusion, out, tuning)
+        return out
     if isinstance(tuning, Int4RowsTuning):
         _launch_rows(x, weight, fusion, out, tuning)
         return out
@@ -173,6 +181,46 @@ def _options(
         "num_stages": tuning.stages,
         **dependent_launch(x.device),
     }
+
+
+def _launch_vector(
+    x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4VectorTuning
+) -> None:
+    """Write the product of a lone row to `out`."""
+    norm, width_out = fusion.norm_weight, out.shape[1]
+    require(len(x) == 1, f"{len(x)} rows, a vector is one")
+    require(weight.group == BLOCK, f"groups of {weight.group} inputs, a row is summed by {BLOCK}")
+    require(weight.order is None, "inputs have an order of their own")
+    in_pairs = x.element_size() == 2 and (norm is None or norm.element_size() == 2)
+    require(in_pairs, f"x is {x.dtype}, a row comes by pairs of two bytes, and its norm")
+    num_blocks = ceil_div(weight.num_inputs, BLOCK)
+    outputs = tuning.tiles * tuning.block_n // (2 if fusion.act else 1)
+    int4_vector_kernel[(ceil_div(width_out, outputs),)](
+        x.view(torch.int32),
+        weight.words.view(torch.int32),
+        weight.metas,
+        fusion.bias,
+        fusion.residual,
+        None if norm is None else norm.view(torch.int32),
+        out,
+        width_out,
+        fusion.eps,
+        K=weight.num_inputs,
+        BLOCK_N=tuning.block_n,
+        BLOCKS=next_power_of_2(num_blocks),
+        TILES=tuning.tiles,
+        SCALES=_DTYPES[weight.scale_dtype],
+        DTYPE=_DTYPES[x.dtype],
+        NORM_DTYPE=None if norm is None else _DTYPES[norm.dtype],
+        BY_ASM=x.is_cuda,
+        HAS_BIAS=fusion.bias is not None,
+        HAS_RESIDUAL=fusion.residual is not None,
+        HAS_NORM=norm is not None,
+        ACT=fusion.act or "none",
+        num_warps=tuning.num_warps,
+        maxnreg=tuning.max_registers,
+        **dependent_launch(x.device),
+    )
 
 
 def _launch_rows(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from tokenbus.kernels.launch import ceil_div, next_power_of_2
 from tokenbus.kernels.linear.int4_layout import BLOCK
 from tokenbus.kernels.linear.int4_matmul import Int4RowsTuning, Int4Tuning
+from tokenbus.kernels.linear.int4_vector import Int4VectorTuning
 from tokenbus.kernels.linear.table import LinearRole
 from tokenbus.kernels.split_rows import MAX_SPLIT_ROWS
 
@@ -19,6 +20,8 @@ _MAX_ROWS, _MAX_WIDE_ROWS, _MAX_NARROW_ROWS = 256, 128, 64
 # Outputs from which on tiles alone keep the whole chip busy, and inputs from which on a tile's are
 # worth a long queue.
 _WIDE, _LONG = 16384, 8192
+# Blocks up to which a lone row's fit into the registers of a program.
+_MAX_VECTOR_BLOCKS = 128
 # Outputs and warps of a program that writes weights out.
 WIDEN_TILE = (64, 4)
 
@@ -30,14 +33,19 @@ def choose_int4_tuning(
     role: LinearRole,
     *,
     splits_rows: bool = True,
+    takes_vector: bool = False,
     has_wide: bool = False,
-) -> Int4Tuning | Int4RowsTuning | None:
+) -> Int4Tuning | Int4RowsTuning | Int4VectorTuning | None:
     """Pick the layout for [num_rows, width_in] times [width_out, width_in] transposed.
 
     None where widening the weights and cuBLAS are faster. splits_rows: a few rows may be split.
+    takes_vector: a lone row may be multiplied as it is.
     has_wide: the weights are widened already.
     """
     outputs = width_out * (2 if role is LinearRole.GATED else 1)
+    num_blocks = next_power_of_2(ceil_div(width_in, BLOCK))
+    if num_rows == 1 and takes_vector and num_blocks <= _MAX_VECTOR_BLOCKS:
+        return _lone_row(num_blocks, outputs)
     is_narrow = outputs < _WIDE and width_in < _LONG
     limit = _MAX_ROWS
     if has_wide:
@@ -55,6 +63,13 @@ def choose_int4_tuning(
     if outputs >= _WIDE and height == 64:
         return Int4Tuning(height, 128, 4, 3)
     return Int4Tuning(height, 64, 4, 4, splits=_splits(width_in, tiles, 8, 2 * _PROCESSORS))
+
+
+def _lone_row(num_blocks: int, outputs: int) -> Int4VectorTuning:
+    """Deal tiles out so that all programs find a place at once."""
+    num_warps = max(1, num_blocks // 8)
+    tiles = ceil_div(outputs, 8 * 4 * _PROCESSORS)
+    return Int4VectorTuning(8, num_warps, tiles)
 
 
 def _few_rows(num_rows: int, width_in: int, outputs: int) -> Int4RowsTuning:

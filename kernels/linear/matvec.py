@@ -30,6 +30,26 @@ def _load_weights(weight, group, block, N, K: tl.constexpr, ROWS: tl.constexpr,
 
 
 @triton.jit
+def _load_columns(scales, group, block, N, K: tl.constexpr, ROWS: tl.constexpr,
+                  BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
+    """Load the scales of the blocks that some outputs lie in, by columns, and of those they gate.
+
+    1 where weights have none, or one per output.
+    """
+    if BLOCK_OUT == 0:
+        scale, scale_up = 1.0, 1.0
+    else:
+        COLUMNS: tl.constexpr = (K + 127) // 128
+        at = tl.minimum((block * BLOCK_K + tl.arange(0, BLOCK_K)) // 128, COLUMNS - 1)
+        first = tl.minimum(group * ROWS, N - 1)
+        scale = tl.load(scales + first // BLOCK_OUT * COLUMNS + at)
+        scale_up = scale
+        if ACT != "none":
+            scale_up = tl.load(scales + (N + first) // BLOCK_OUT * COLUMNS + at)
+    return scale, scale_up
+
+
+@triton.jit
 def _load_shift(values, group, N, NEEDED: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr):
     """Load a number per output, and those of the outputs that they gate; zeros if not needed."""
     rows = group.to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -54,11 +74,13 @@ def matvec_kernel(
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, GROUPS: tl.constexpr, AHEAD: tl.constexpr,
     BY_WARP: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr,
-    RANK: tl.constexpr, SIZE: tl.constexpr, PLACE: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, RANK: tl.constexpr, SIZE: tl.constexpr, PLACE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute GROUPS times ROWS outputs: norm in front, bias, gate, sum and residual behind.
 
-    Rounded weights have a scale per output, which is applied to the finished sums.
+    Rounded weights have a scale per output, which is applied to the finished sums, or if BLOCK_OUT
+    is not 0 per block of so many outputs, which ROWS divides, and 128 columns: x is scaled by it.
 
     Weights do not depend on the previous kernel: AHEAD pieces, each of a group and a block of
     columns, are on their way before this one waits for its inputs, and as many stay so. The norm's
@@ -80,13 +102,15 @@ def matvec_kernel(
         sums += ((zeros, zeros),)
         # What the end needs is on its way from the beginning, not when everyone waits for it.
         ends += (
-            _load_shift(scales, first + turn, N, HAS_SCALES, ROWS, ACT)
+            _load_shift(scales, first + turn, N, HAS_SCALES and BLOCK_OUT == 0, ROWS, ACT)
             + _load_shift(bias, first + turn, N, HAS_BIAS, ROWS, ACT),
         )
     for step in tl.static_range(min(AHEAD, GROUPS * BLOCKS)):
         coming += (
-            _load_weights(weight, first + step % GROUPS, step // GROUPS, N, K, ROWS, BLOCK_K, ACT),
-        )
+            _load_weights(weight, first + step % GROUPS, step // GROUPS, N, K, ROWS, BLOCK_K, ACT)
+            + _load_columns(scales, first + step % GROUPS, step // GROUPS, N, K, ROWS, BLOCK_K,
+                            BLOCK_OUT, ACT),
+        )  # fmt: skip
     for block in tl.static_range(BLOCKS):
         k = block * BLOCK_K + offs
         in_k = tl.full([BLOCK_K], True, tl.int1) if (block + 1) * BLOCK_K <= K else k < K
@@ -108,18 +132,27 @@ def matvec_kernel(
         if not BY_WARP:
             value = value[None, :]
         for turn in tl.static_range(GROUPS):
-            w, w_up = coming[0]
+            w, w_up, by_column, by_column_up = coming[0]
             coming = coming[1:]
             acc, acc_up = sums[0]
             sums = sums[1:]
-            acc += w.to(tl.float32) * value
+            if BLOCK_OUT == 0:
+                acc += w.to(tl.float32) * value
+            else:
+                acc += w.to(tl.float32) * (value * by_column[None, :])
             if ACT != "none":
-                acc_up += w_up.to(tl.float32) * value
+                if BLOCK_OUT == 0:
+                    acc_up += w_up.to(tl.float32) * value
+                else:
+                    acc_up += w_up.to(tl.float32) * (value * by_column_up[None, :])
             sums += ((acc, acc_up),)
             if block * GROUPS + turn + AHEAD < GROUPS * BLOCKS:
                 coming += (
                     _load_weights(weight, first + (turn + AHEAD) % GROUPS,
-                                  block + (turn + AHEAD) // GROUPS, N, K, ROWS, BLOCK_K, ACT),
+                                  block + (turn + AHEAD) // GROUPS, N, K, ROWS, BLOCK_K, ACT)
+                    + _load_columns(scales, first + (turn + AHEAD) % GROUPS,
+                                    block + (turn + AHEAD) // GROUPS, N, K, ROWS, BLOCK_K,
+                                    BLOCK_OUT, ACT),
                 )  # fmt: skip
     norm = 1.0
     results = ()
@@ -132,13 +165,13 @@ def matvec_kernel(
             if turn == 0:
                 norm = tl.rsqrt(tl.sum(squares, axis=1 if BY_WARP else 0) / K + eps)
             y *= norm
-        if HAS_SCALES:
+        if HAS_SCALES and BLOCK_OUT == 0:
             y *= scale_out
         if HAS_BIAS:
             y += shift
         if ACT != "none":
             up = tl.sum(acc_up, axis=1) * norm
-            if HAS_SCALES:
+            if HAS_SCALES and BLOCK_OUT == 0:
                 up *= scale_up
             if HAS_BIAS:
                 up += shift_up

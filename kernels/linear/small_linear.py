@@ -172,6 +172,7 @@ def small_linear(
             AHEAD=tuning.ahead,
             BY_WARP=tuning.by_warp,
             HAS_SCALES=False,
+            BLOCK_OUT=0,
             **options,
         )
     else:

@@ -1,4 +1,7 @@
-"""The draw: one token per row from logits, by argmax or by inverse CDF over what filters keep."""
+"""The draw: one token per row from logits, by argmax or by inverse CDF over what filters keep.
+
+It is one file because the draw reads what the launch before it leaves, and nothing else does.
+"""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
@@ -10,7 +13,14 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
-from tokenbus.kernels.launch import next_power_of_2, require, require_contiguous
+from tokenbus.kernels.launch import (
+    dependent_launch,
+    next_power_of_2,
+    release_successor,
+    require,
+    require_contiguous,
+    wait_for_inputs,
+)
 from tokenbus.kernels.sampling.columns import FLOATS, INTS
 from tokenbus.kernels.sampling.cut import CAPACITY, GROUP, ROWS, filter_row, load_block
 from tokenbus.kernels.sampling.first_pass import LOG2E, TEMPERATURE, chunk_tokens, pass_kernel
@@ -100,10 +110,12 @@ def _argmax_in_chunk(row, chunk, vocab_size, top):
 def _draw_kernel(
     logits, rows, positions, floats, ints, token_ids, chunk_max, chunk_sum, group_max, group_ids,
     values, vocab_size, num_chunks, logits_stride, floats_stride, ints_stride,
-    HAS_FILTERS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr,
+    HAS_FILTERS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Choose one row's token from its summary: the chunk by its weight, the token inside."""
+    release_successor(PDL)
     index = tl.program_id(0).to(tl.int64)
+    wait_for_inputs(PDL)
     held = tl.load(rows + index).to(tl.int64)
     floats += held * floats_stride
     ints += held * ints_stride
@@ -232,6 +244,7 @@ def reduce_rows(
             columns.stop_ids.stride(0), HAS_RULES=rules is not None,
             B=num_biases, W=num_words, L=word_length, S=columns.stop_ids.shape[1],
             **(_PLAIN_PASS if rules is None else _RULED_PASS),
+            **dependent_launch(logits.device),
         )  # fmt: skip
     return target
 
@@ -290,5 +303,6 @@ def draw_rows(
             columns.ints.stride(0), HAS_FILTERS=has_filters,
             BLOCK_C=max(16, next_power_of_2(num_chunks)),
             BLOCK_G=next_power_of_2(num_chunks * GROUPS_PER_CHUNK), num_warps=_DRAW_WARPS,
+            **dependent_launch(logits.device),
         )  # fmt: skip
     return token_ids

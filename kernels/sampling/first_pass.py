@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tokenbus.kernels.launch import release_successor, wait_for_inputs
 from tokenbus.kernels.sampling.columns import FLOATS, INTS
 from tokenbus.kernels.sampling.cut import GROUP, ROWS
 from tokenbus.kernels.sampling.rule_tables import (
@@ -130,11 +131,14 @@ def pass_kernel(
     words, history, adjusted, chunk_max, chunk_sum, group_max, vocab_size, mask_width, num_marked,
     logits_stride, adjusted_stride, floats_stride, ints_stride, stops_stride,
     HAS_RULES: tl.constexpr, B: tl.constexpr, W: tl.constexpr, L: tl.constexpr, S: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Adjust one chunk of one row and reduce it."""
+    release_successor(PDL)
     chunk = tl.program_id(0)
     num_chunks = tl.num_programs(0)
     index = tl.program_id(1).to(tl.int64)
+    wait_for_inputs(PDL)
     row = tl.load(rows + index).to(tl.int64)
     groups, token = chunk_tokens(chunk)
     inside = token < vocab_size

@@ -181,6 +181,38 @@ def test_rounded_rows_equal_twin(rows: int, tuning: RowsTuning | MatmulTuning, c
         assert ((fusion.residual - expected).norm() / expected.norm()).item() < 1e-3
 
 
+@pytest.mark.parametrize("width_in", [160, 336])
+@pytest.mark.parametrize("block_outputs", [128, 16])
+@pytest.mark.parametrize(
+    "tuning",
+    [None, LinearTuning(4, 128, 4, groups=2, ahead=3, by_warp=True)],
+    ids=["table", "by warp"],
+)
+@pytest.mark.parametrize("is_gate", [False, True], ids=["plain", "gate"])
+def test_one_row_equals_twin_by_blocks(
+    width_in: int, block_outputs: int, tuning: LinearTuning | None, *, is_gate: bool
+) -> None:
+    """A lone row is not rounded, and each block has its scale, the cut ones at the edges too."""
+    width_out = 80
+    num_outputs = (1 + is_gate) * width_out
+    values = rounded(randn(num_outputs, width_in, seed=1)).values
+    blocks = torch.rand(-(-num_outputs // block_outputs), -(-width_in // 128), device=DEVICE)
+    blocks = blocks * 1e-3 + 1e-5
+    of_output = blocks.repeat_interleave(block_outputs, 0)[:num_outputs]
+    weight = values.float() * of_output.repeat_interleave(128, 1)[:, :width_in]
+    fusion = Fusion(
+        norm_weight=randn(width_in, seed=3),
+        bias=randn(num_outputs, seed=2),
+        act="silu" if is_gate else None,
+    )
+    x = randn(1, width_in)
+    got = fp8_matvec(x, values, blocks, fusion, block_outputs=block_outputs, tuning=tuning)
+    expected = reference.fused_linear(
+        x, weight, norm_weight=fusion.norm_weight, bias=fusion.bias, act=fusion.act
+    )
+    assert_close(got, expected, torch.float32)
+
+
 @pytest.mark.parametrize("rows", [1, 20, 130])
 @pytest.mark.parametrize("block_outputs", [128, 16])
 @pytest.mark.parametrize("is_gate", [False, True], ids=["plain", "gate"])
@@ -195,21 +227,35 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
     x = quantize_groups(randn(rows, width_in) * torch.logspace(0, 2, width_in, device=DEVICE))
     exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
     fusion = Fusion(bias=randn(num_outputs, seed=2), act="silu" if is_gate else None)
-    got = fp8_linear(
-        x, values, blocks, fusion, block_outputs=block_outputs, out_dtype=torch.float32
-    )
     expected = reference.fused_linear(exact, weight, bias=fusion.bias, act=fusion.act)
-    assert ((got - expected).norm() / expected.norm()).item() < 1e-3
+    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2, blocks=2)
+    for tuning in (None, several if rows <= 128 else MatmulTuning(128, 128, 128, 8, 2, blocks=2)):
+        got = fp8_linear(
+            x, values, blocks, fusion, block_outputs=block_outputs, out_dtype=torch.float32,
+            tuning=tuning,
+        )  # fmt: skip
+        assert ((got - expected).norm() / expected.norm()).item() < 1e-3
 
 
-def test_groups_of_a_row_have_scales_of_their_own() -> None:
+@pytest.mark.parametrize("maker", ["plain", "norm", "gate"])
+@pytest.mark.parametrize("width", [48, 336])
+def test_groups_of_a_row_have_scales_of_their_own(maker: str, width: int) -> None:
     """Each 128 columns are rounded as a row by themselves would be, the cut ones too."""
-    x = randn(3, 336) * torch.logspace(0, 3, 336, device=DEVICE)
-    got = quantize_groups(x)
-    for group in range(3):
-        part = slice(128 * group, min(128 * group + 128, 336))
+    x = randn(3, width) * torch.logspace(0, 3, width, device=DEVICE)
+    if maker == "plain":
+        got, exact = quantize_groups(x), x
+    elif maker == "norm":
+        weight = randn(width, seed=1)
+        got, _ = add_rms_norm_quantized(x, None, weight, 1e-6, by_groups=True)
+        exact = reference.rms_norm(x, weight, 1e-6)
+    else:
+        gate_up = torch.cat((randn(3, width, seed=2), x), 1)
+        got, exact = gated_act_quantized(gate_up, by_groups=True), reference.gated_act(gate_up)
+    assert got.scales.shape == (3, -(-width // 128))
+    for group in range(got.scales.shape[1]):
+        part = slice(128 * group, min(128 * group + 128, width))
         values = got.values[:, part].contiguous()
-        assert_rounded(QuantizedRows(values, got.scales[:, group]), x[:, part])
+        assert_rounded(QuantizedRows(values, got.scales[:, group]), exact[:, part])
 
 
 def test_splits_are_counted_anew_in_every_launch() -> None:

@@ -106,6 +106,18 @@ def test_a_lone_row_comes_to_its_pages(
         assert_same(got, in_turn(fp8_matvec(x, values, scales, fusion), twin), to, twin)
 
 
+def test_blocks_of_a_weight_have_their_scales() -> None:
+    """A head lies within a block of outputs; columns of a row meet the scales of theirs."""
+    x, (values, _) = draw(1, 160).to(HALF), weight_of(16, 160)
+    blocks = draw(2, 2, seed=4).abs() * 1e-2 + 1e-3
+    norm = draw(160, seed=2)
+    to, twin = (target(16, is_rounded=True) for _ in range(2))
+    got = fp8_qkv_row(x, values, blocks, to, norm_weight=norm, block_outputs=32, block_k=128)
+    fusion = Fusion(norm_weight=norm)
+    projected = fp8_matvec(x, values, blocks, fusion, block_outputs=32)
+    assert_same(got, in_turn(projected, twin), to, twin)
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_what_breaks_a_lone_row_is_in_its_scales_alone(broken: float) -> None:
     """No byte of a page is NaN, so that a tile may be read beyond the tokens of a sequence."""

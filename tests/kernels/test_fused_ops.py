@@ -6,7 +6,7 @@ from models.paged_batch import DEVICE, DTYPES, HALF, assert_close
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.activation import ActivationKind, gated_act
-from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.embedding import embed, widen
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.gated_linear import GatedTuning, choose_gated_tuning, gated_linear
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear
@@ -91,6 +91,8 @@ def test_embed_gathers_and_scales() -> None:
     table, ids = randn(11, 70), torch.tensor([10, 0, 3, 3], device=DEVICE)
     assert torch.equal(embed(ids, table), table[ids])
     assert torch.equal(embed(ids, table, 0.5), table[ids] * 0.5)
+    half = table.to(HALF)
+    assert torch.equal(widen(half), half.float())
 
 
 @DTYPES

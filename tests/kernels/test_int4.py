@@ -15,6 +15,7 @@ from tokenbus.kernels.linear.int4_layout import PackedInt4, group_in_blocks, pac
 from tokenbus.kernels.linear.int4_linear import int4_linear, widened_int4
 from tokenbus.kernels.linear.int4_matmul import Int4RowsTuning, Int4Tuning
 from tokenbus.kernels.linear.int4_table import choose_int4_tuning
+from tokenbus.kernels.linear.int4_vector import Int4VectorTuning
 from tokenbus.kernels.linear.small_linear import Fusion
 from tokenbus.kernels.linear.table import LinearRole
 from tokenbus.kernels.split_rows import SplitRows, split_rows
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _TILE = Int4Tuning(16, 64, 4, 2)
 _TALL = Int4Tuning(32, 64, 4, 2, blocks=2, splits=2)
 _ROWS = Int4RowsTuning(64, 4, 2, blocks=2, splits=3)
+_VECTOR, _SMALL = Int4VectorTuning(8, 1, 3), Int4VectorTuning(8, 1)
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -89,6 +91,9 @@ def _rows(num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
         ((64, 384, 256), 8, Int4RowsTuning(64, 4, 3), "sum", HALF),
         ((72, 256, 128), 13, Int4RowsTuning(128, 4, 3, blocks=2), "bias", HALF),
         ((96, 512, 128), 3, None, "gate", HALF),
+        ((88, 512, 128), 1, _VECTOR, "norm", HALF),
+        ((56, 300, 300), 1, Int4VectorTuning(16, 2, 2), "gate", HALF),
+        ((84, 384, 256), 1, None, "sum", HALF),
         ((40, 200, 32), 1, _TILE, "gate", torch.float32),
         ((50, 144, 64), 16, Int4Tuning(16, 64, 4, 2, splits=2), "sum", HALF),
         ((48, 288, 96), 5, None, "norm", torch.float32),
@@ -100,14 +105,15 @@ def _rows(num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
 def test_products_equal_those_of_the_numbers(
     sizes: tuple[int, int, int],
     num_rows: int,
-    tuning: Int4Tuning | Int4RowsTuning | None,
+    tuning: Int4Tuning | Int4RowsTuning | Int4VectorTuning | None,
     fusion: str,
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each layout, with what surrounds it, inputs in an order of their own, memory poisoned."""
     num_outputs, num_inputs, group = sizes
-    packed, values = _weight(num_outputs, num_inputs, group, has_order=fusion != "bias")
+    has_order = fusion != "bias" and (num_rows > 1 or tuning in (_ROWS, _TILE))
+    packed, values = _weight(num_outputs, num_inputs, group, has_order=has_order)
     x = _rows(num_rows, num_inputs, dtype)
     fusions: dict[str, dict[str, Any]] = {
         "norm": {"norm_weight": _randn(num_inputs, seed=2, dtype=dtype) + 1},
@@ -153,6 +159,30 @@ def test_a_row_with_nan_spoils_no_other(tuning: Int4Tuning | Int4RowsTuning, poi
     assert found[[0, 2]].equal(clean[[0, 2]])
 
 
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_lone_row_that_is_broken_has_no_finite_product(poison: float) -> None:
+    """One number of a row is in all of its products, in whichever thread's share it lies."""
+    packed, _ = _weight(8, 256, 128)
+    x = _rows(1, 256, HALF)
+    x[0, 130] = poison
+    assert not bool(int4_linear(x, packed, tuning=_SMALL).isfinite().any())
+
+
+def test_a_lone_row_may_be_of_any_size() -> None:
+    """Half precision between the row and its sums costs no range, and little of a mixed row."""
+    packed, values = _weight(8, 256, 128)
+    x = _randn(1, 256, dtype=torch.bfloat16)
+    found = int4_linear(x, packed, tuning=_SMALL, out_dtype=torch.float32)
+    for exponent in (-90, 60):
+        scaled = int4_linear(x * 2.0**exponent, packed, tuning=_SMALL, out_dtype=torch.float32)
+        assert scaled.equal(found * 2.0**exponent)
+    x *= torch.logspace(-4, 4, 256, device=DEVICE)
+    found = int4_linear(x, packed, tuning=_SMALL, out_dtype=torch.float32)
+    expected = x.float() @ values.T
+    assert (found - expected).norm() < 1.5e-3 * expected.norm()
+    assert not int4_linear(torch.zeros_like(x), packed, tuning=_SMALL).any()
+
+
 def _restored(rows: SplitRows) -> Tensor:
     """Return what split rows stand for, columns in their own order."""
     places = torch.arange(rows.parts.shape[1], device=DEVICE)
@@ -192,8 +222,13 @@ def test_groups_are_cut_into_what_a_block_holds() -> None:
     for x, reason in ((_randn(2, 100), "100 wide"), (_randn(2, 256)[:, ::2], "contiguous")):
         with pytest.raises(KernelInputError, match=reason):
             int4_linear(x, packed)
-    with pytest.raises(KernelInputError, match="summed by 128"):
-        int4_linear(_randn(1, 128), packed, tuning=_ROWS)
+    for tuning in (_ROWS, _VECTOR):
+        with pytest.raises(KernelInputError, match="summed by 128"):
+            int4_linear(_randn(1, 128), packed, tuning=tuning)
+    packed, _ = _weight(16, 128, 128, has_order=True)
+    for x, reason in ((_randn(2, 128), "a vector is one"), (_randn(1, 128), "an order")):
+        with pytest.raises(KernelInputError, match=reason):
+            int4_linear(x, packed, tuning=_VECTOR)
     assert int4_linear(_randn(0, 128), packed).shape == (0, 16)
 
 
@@ -225,4 +260,9 @@ def test_the_table_has_a_layout_for_every_shape(role: LinearRole, width_in: int)
                 assert isinstance(tuning, Int4RowsTuning) == (splits_rows and num_rows <= 16)
                 assert tuning.splits * tuning.blocks * 128 <= max(width_in, 128 * tuning.blocks)
                 assert tuning.splits == 1 or tuning.splits * -(-width_out // 64) <= 4096
+        lone = choose_int4_tuning(1, width_in, width_out, role, takes_vector=True)
+        assert isinstance(lone, Int4VectorTuning)
+        assert lone.block_n % 8 == 0
     assert choose_int4_tuning(257, width_in, 4096, role) is None
+    too_wide = choose_int4_tuning(1, 28672, 4096, role, takes_vector=True)
+    assert isinstance(too_wide, Int4RowsTuning)

@@ -1,11 +1,11 @@
-"""What a decode step reads, gathered in one launch."""
+"""What a decode step reads, gathered in one launch, and what it leaves for the next one."""
 
 from __future__ import annotations
 
 import torch
 from models.paged_batch import DEVICE
 
-from tokenbus.kernels.decode_inputs import decode_inputs
+from tokenbus.kernels.decode_inputs import decode_inputs, keep_tokens
 
 
 def test_a_step_reads_what_its_rows_hold() -> None:
@@ -30,3 +30,14 @@ def test_a_step_reads_what_its_rows_hold() -> None:
     assert torch.equal(got.block_table[0, :291], tables[3, :291])
     assert got.block_table[1, :2].tolist() == [0, -7]
     assert got.block_table[2, :3].tolist() == [600, 601, -7]
+
+
+def test_drawn_tokens_are_kept_for_their_rows() -> None:
+    """Each row's next input is what it drew, 0 where it drew nothing; other rows keep theirs."""
+    last_tokens = torch.arange(400, device=DEVICE)
+    rows = torch.arange(399, 99, -1, device=DEVICE)
+    drawn = torch.arange(1000, 1300, device=DEVICE)
+    drawn[::7] = -1
+    keep_tokens(last_tokens, rows, drawn)
+    assert torch.equal(last_tokens[:100].cpu(), torch.arange(100))
+    assert torch.equal(last_tokens[rows], drawn.clamp(min=0))
