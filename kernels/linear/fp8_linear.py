@@ -9,7 +9,6 @@ import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenbus.kernels.activation import gated_act
-from tokenbus.kernels.exchange import arguments_of
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -71,17 +70,14 @@ def fp8_matvec(
     require_contiguous(norm=fusion.norm_weight)
     chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
     out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
-    addresses, side, ranks = arguments_of(fusion.among, torch.float32)
     matvec_kernel[(ceil_div(width_out, chosen.block_n * chosen.groups),)](
         x,
         values,
         scales,
         fusion.bias,
-        addresses,
         fusion.residual,
         fusion.norm_weight,
         out,
-        side,
         width_out,
         fusion.eps,
         K=width_in,
@@ -97,7 +93,6 @@ def fp8_matvec(
         ADD_ONE=fusion.norm_add_one,
         ACT=fusion.act or "none",
         num_warps=chosen.num_warps,
-        **ranks,
         **dependent_launch(x.device),
     )
     return out
