@@ -160,6 +160,8 @@ def exchange(
     residual: Tensor | None = None,
     added: Tensor | None = None,
     norm: tuple[Tensor, float] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return the sum of all ranks' parts and the residual, normalised if there is a norm.
 
@@ -167,7 +169,7 @@ def exchange(
         part: [T, H], contiguous, of 16 or 32 bits each; all ranks give parts of this shape.
         residual: [T, H], any dtype. added: [T, H] float32 to write the sum with it to, may be it.
         norm: the weight, [H], and eps of an RMS norm.
-    Returns: [T, H], dtype of part; the same bits on all ranks.
+    Returns: [T, H], of `dtype` or that of part; the same bits on all ranks.
     Raises: KernelInputError on other shapes. Twin: reference.rms_norm over the sum in float32.
     """
     num_rows, width = part.shape
@@ -179,7 +181,7 @@ def exchange(
     require((residual is None) == (added is None), "a sum with a residual is written to added")
     for name, tensor in (("residual", residual), ("added", added)):
         require(tensor is None or tensor.shape == part.shape, f"{name} and part differ in shape")
-    out = torch.empty_like(part)
+    out = torch.empty_like(part, dtype=dtype)
     block = next_power_of_2(width) if norm else min(_PIECE, next_power_of_2(width))
     _exchange_kernel[(num_rows, ceil_div(width, block))](
         part,

@@ -314,7 +314,7 @@ def _fused(
         return None
     normed = qkv.normed(layer.pre_attention_norm, eps)
     if isinstance(layer.mlp, GatedMLP):
-        sums = [boxes and Exchange(boxes, side) for side in (ATTENTION, MLP)]
+        sums = [None if boxes is None else Exchange(boxes, side) for side in (ATTENTION, MLP)]
         mlp = _fused_mlp(layer.mlp, layer.pre_mlp_norm, eps, act, sums[MLP])
         added = partial(o.added, among=sums[ATTENTION])
         return mlp and _FusedLayer(layer, normed, qkv.multiply, added, mlp)

@@ -185,9 +185,9 @@ class Fp8Product(FusedProduct):
 
     def added(self, x: Tensor, residual: Tensor, among: Exchange | None = None) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-        if among is not None and x.shape[0] > 1:
+        if among is not None:
             return exchange(self.multiply(x), among, residual, residual)
-        return self._multiply(x, Fusion(bias=self._bias, residual=residual, among=among))
+        return self._multiply(x, Fusion(bias=self._bias, residual=residual))
 
     def row_to_pages(
         self, x: Tensor, target: PageTarget, norm_weight: Tensor | None, eps: float

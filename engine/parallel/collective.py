@@ -55,6 +55,10 @@ class Collective(ABC):
     def broadcast(self, values: Tensor) -> Tensor:
         """Return the values of rank 0, which other ranks give room of their shape for."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the group, whatever the other ranks do."""
+
     def smallest(self, value: int, device: torch.device) -> int:
         """Return the least of all ranks' numbers."""
         own = torch.tensor([[value]], dtype=torch.int64, device=device)
@@ -77,6 +81,9 @@ class Alone(Collective):
     def broadcast(self, values: Tensor) -> Tensor:
         """Return the values."""
         return values
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class ProcessGroup(Collective):
@@ -123,6 +130,9 @@ class ProcessGroup(Collective):
 class GlooGroup(ProcessGroup):
     """Ranks on a CPU; Gloo's own sums depend on the number of rows, so parts are added here."""
 
+    def close(self) -> None:
+        """Do nothing: its end waits for nobody."""
+
     def all_reduce(self, part: Tensor) -> Tensor:
         """Return the sum of all ranks' parts, added in float32 in the order of the ranks."""
         first, *others = self._gathered(part)
@@ -134,6 +144,10 @@ class GlooGroup(ProcessGroup):
 
 class NcclGroup(ProcessGroup):
     """A GPU per rank; each element is summed once and handed to all, so that all hold its bits."""
+
+    def close(self) -> None:
+        """Let go of the group: its threads would wait for the other ranks at the process's end."""
+        self._group.abort()
 
     def all_reduce(self, part: Tensor) -> Tensor:
         """Return the sum of all ranks' parts, in place."""

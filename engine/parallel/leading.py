@@ -124,7 +124,9 @@ class LeadingGroup(RankGroup):
     def close(self) -> None:
         """End the followers."""
         self._watch.stop()
-        self._end()
+        if self._end.alive:
+            self._end()
+            self.collective.close()
 
     @contextmanager
     def _telling(self, order: bytes) -> Iterator[None]:

@@ -9,7 +9,6 @@ import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenbus.kernels.activation import gated_act
-from tokenbus.kernels.exchange import arguments_of
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -86,17 +85,14 @@ def fp8_matvec(
         parts = f"{block_outputs} outputs a block, {width_out} in all, programs of {chosen.block_n}"
         require(block_outputs % chosen.block_n == width_out % chosen.block_n == 0, parts)
     out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
-    addresses, side, ranks = arguments_of(fusion.among, torch.float32)
     matvec_kernel[(ceil_div(width_out, chosen.block_n * chosen.groups),)](
         x,
         values,
         scales,
         fusion.bias,
-        addresses,
         fusion.residual,
         fusion.norm_weight,
         out,
-        side,
         width_out,
         fusion.eps,
         K=width_in,
@@ -113,7 +109,6 @@ def fp8_matvec(
         ADD_ONE=fusion.norm_add_one,
         ACT=fusion.act or "none",
         num_warps=chosen.num_warps,
-        **ranks,
         **dependent_launch(x.device),
     )
     return out

@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.activation import gate
-from tokenbus.kernels.exchange import receive_sum, send
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
 
 
@@ -68,16 +67,15 @@ def _spread(values, SHAPE: tl.constexpr, BY_WARP: tl.constexpr):
     return tl.broadcast_to(values[None, :], SHAPE) if BY_WARP else values
 
 
-@triton.jit(do_not_specialize=["side"])
+@triton.jit
 def matvec_kernel(
-    x, weight, scales, bias, boxes, residual, norm_weight, out, side, N, eps, K: tl.constexpr,
+    x, weight, scales, bias, residual, norm_weight, out, N, eps, K: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, GROUPS: tl.constexpr, AHEAD: tl.constexpr,
     BY_WARP: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, RANK: tl.constexpr, SIZE: tl.constexpr, PLACE: tl.constexpr,
-    PDL: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute GROUPS times ROWS outputs: norm in front, bias, gate, sum and residual behind.
+    """Compute GROUPS times ROWS outputs: norm in front, bias, gate and residual behind.
 
     Rounded weights have a scale per output, which is applied to the finished sums, or if BLOCK_OUT
     is not 0 per block of so many outputs, which ROWS divides, and 128 columns: x is scaled by it.
@@ -155,7 +153,6 @@ def matvec_kernel(
                                     BLOCK_OUT, ACT),
                 )  # fmt: skip
     norm = 1.0
-    results = ()
     for turn in tl.static_range(GROUPS):
         acc, acc_up = sums[turn]
         scale_out, scale_up, shift, shift_up = ends[turn]
@@ -176,14 +173,6 @@ def matvec_kernel(
             if HAS_BIAS:
                 up += shift_up
             y = gate(y, ACT) * up
-        if SIZE > 1:
-            send(y, boxes, rows, rows < N, side, RANK, SIZE, PLACE)
-        results += (y,)
-    for turn in tl.static_range(GROUPS):
-        rows = (first + turn).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        y = results[turn]
-        if SIZE > 1:
-            y = receive_sum(y, boxes, rows, rows < N, side, RANK, SIZE, PLACE)
         if HAS_RESIDUAL:
             y += earlier[turn][0]
             tl.store(residual + rows, y, mask=rows < N)

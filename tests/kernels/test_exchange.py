@@ -8,7 +8,6 @@ from models.rank_boxes import RankBoxes
 from tokenbus.kernels import reference
 from tokenbus.kernels.exchange import Exchange, exchange
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear.fp8_linear import fp8_matvec
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear
 from tokenbus.kernels.linear.table import LinearTuning
 
@@ -94,19 +93,6 @@ def test_sums_left_to_the_library_are_exchanged_behind_it(monkeypatch: pytest.Mo
     product, before = x @ weight.T, residual.clone()
     fusion = Fusion(residual=residual, among=ranks.arrived([product, product], 0, 1))
     assert_close(small_linear(x, weight, fusion), 2 * product + before, torch.float32)
-
-
-def test_fp8_row_is_sent_with_its_scale() -> None:
-    """What is added at home is the number that the peer gets, rounded as it is there."""
-    ranks = RankBoxes(2, DEVICE)
-    x, residual = randn(1, 64, dtype=HALF), randn(1, 48, seed=1)
-    values, scales = randn(48, 64, seed=2).to(torch.float8_e4m3fn), randn(48, seed=3).abs() + 0.5
-    other = randn(1, 48, seed=4)
-    product = torch.zeros(1, 48, device=DEVICE)
-    fp8_matvec(x, values, scales, Fusion(residual=product))
-    total = other + product + residual
-    fp8_matvec(x, values, scales, Fusion(residual=residual, among=ranks.arrived([other, x], 1, 0)))
-    assert torch.equal(residual, total)
 
 
 def test_parts_that_cannot_be_sent_are_refused() -> None:
