@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.attention.decode_tile import attend_range, merge_rows
+from tokenbus.kernels.attention.fresh_token import load_queries, write_token
 from tokenbus.kernels.attention.rounded_tile import attend_rounded, attend_widened
 
 ITEM_FIELDS = tl.constexpr(8)
@@ -85,13 +86,16 @@ def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
 
 
 @triton.jit
-def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales, v_scales,
+def own_item(row, begin, end, part, num_parts, head, q, fresh, k_pages, v_pages, k_scales, v_scales,
               out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
               page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
               D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-              ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
+              ROWS: tl.constexpr, DEPTH: tl.constexpr, ROT: tl.constexpr, HAS_WINDOW: tl.constexpr,
               HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Attend the heads of one KV head of one sequence over one part of its own pages."""
+    """Attend the heads of one KV head of one sequence over one part of its own pages.
+
+    With `fresh`, q are projections: queries are rotated here, and the last part writes the token.
+    """
     GROUP: tl.constexpr = HQ // HKV
     GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
     offs_r = tl.arange(0, ROWS)
@@ -105,17 +109,27 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
     if HAS_WINDOW:
         first_visible = tl.load(context_lens + row) - window
     table_row = block_table + row.to(tl.int64) * table_stride
+    # Products in FP8 take each query twice.
+    own = offs_r if k_scales is None else tl.arange(0, 2 * ROWS) // 2
+    if fresh is None:
+        place_own = (row * HQ + head * GROUP + own)[:, None] * D + offs_d[None, :]
+        mask_own = (own < GROUP)[:, None] & (offs_d < D)[None, :]
+        query = tl.load(q + place_own, mask=mask_own, other=0.0)
+    else:
+        query = load_queries(q, fresh, row, head * GROUP + own, own < GROUP, HQ, HKV, D, BLOCK_D,
+                             ROT)  # fmt: skip
+        if (part == num_parts - 1) & (begin < end):
+            write_token(q, fresh, row, head, k_pages, v_pages, k_scales, v_scales, page_stride, HQ,
+                        HKV, D, S, BLOCK_D, ROT)  # fmt: skip
+            # The token is this program's alone, which reads it back among the others.
+            tl.debug_barrier()
     if k_scales is not None:
-        twice = tl.arange(0, 2 * ROWS) // 2
-        place_twice = (row * HQ + head * GROUP + twice)[:, None] * D + offs_d[None, :]
-        mask_twice = (twice < GROUP)[:, None] & (offs_d < D)[None, :]
         result, lse = attend_rounded(
-            tl.load(q + place_twice, mask=mask_twice, other=0.0), k_pages, v_pages, k_scales,
+            query, k_pages, v_pages, k_scales,
             v_scales, table_row, head, page_stride, begin, end, first_visible, scale, softcap, ROWS,
             D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
     else:
-        query = tl.load(q + place, mask=mask, other=0.0)
         result, lse = attend_range(
             query, k_pages, v_pages, table_row, head * (S * D), page_stride, begin, end,
             first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, True, HAS_WINDOW,

@@ -1,7 +1,7 @@
-"""The router of few rows in one launch: norm, logits, the choice, and who got any row.
+"""The router of few rows in one launch: norm, logits and the choice.
 
-Programs share out rows and experts; the last one of a row chooses for it, and the last of all makes
-a list: no launch between logits, choice and list.
+Programs share out rows and experts; the last one of a row chooses for it: no launch between logits
+and choice. For a lone row nobody chooses here, and nobody waits for the last.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -40,19 +40,32 @@ _LONE_LAYOUT, _LAYOUT = (2, 2), (16, 4)
 
 
 @dataclass(frozen=True, slots=True)
+class LoneRow:
+    """What a router says of one row. Who multiplies it chooses by `rule`: it is soon done.
+
+    rows: [1, H], what the router saw: behind the norm if it has one. logits: [1, L], dtype of rows.
+    """
+
+    rows: Tensor
+    logits: Tensor
+    rule: RouterRule
+
+
+@dataclass(frozen=True, slots=True)
 class FewRows:
     """What a router says of up to 16 rows.
 
     rows: [T, H], what the router saw: behind the norm if it has one. logits: [T, L], dtype of rows.
-    used: [min(T * top_k, E)] int32, the experts that got any row in their order, then -1; of a lone
-    row it says nothing. rounded: the rows in FP8, if that was asked for.
+    rounded: the rows in FP8, if that was asked for. watch: [2] int64 or None: who multiplies by the
+    experts adds the number of those that got any row to the first, and 1 to the second.
     """
 
     rows: Tensor
     logits: Tensor
     chosen: Chosen
-    used: Tensor
+    num_experts: int
     rounded: QuantizedRows | None = None
+    watch: Tensor | None = None
 
     @property
     def top_k(self) -> int:
@@ -64,11 +77,21 @@ class FewRows:
         """Rows of a tile: there is room for all in each."""
         return MAX_FEW_ROWS
 
+    @property
+    def by_expert(self) -> bool:
+        """Whether each expert has a tile, or each pair, of which the first of an expert is used."""
+        return self.num_experts <= self.chosen.experts.numel()
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles, used or not."""
+        return min(self.num_experts, self.chosen.experts.numel())
+
 
 @cache
 def _arrivals(device: torch.device) -> Tensor:
-    """Return counts of programs that ended, zero between launches: of each row, and of rows."""
-    return torch.zeros(MAX_FEW_ROWS + 1, dtype=torch.int32, device=device)
+    """Return counts of programs that ended, zero between launches, of each row."""
+    return torch.zeros(MAX_FEW_ROWS, dtype=torch.int32, device=device)
 
 
 @triton.jit
@@ -83,34 +106,14 @@ def _is_last(arrivals, num_programs):
 
 
 @triton.jit
-def _list_used(experts, used, watch, num_rows, E, ROWS: tl.constexpr, TOP: tl.constexpr,
-               BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr):  # fmt: skip
-    """List the experts that got any row, in their order."""
-    pairs = tl.arange(0, ROWS * BLOCK_TOP)
-    row, place = pairs // BLOCK_TOP, pairs % BLOCK_TOP
-    found = tl.load(experts + row * TOP + place, mask=(row < num_rows) & (place < TOP), other=-1,
-                    cache_modifier=".cg")  # fmt: skip
-    e = tl.arange(0, BLOCK_E)
-    got = tl.max((found[:, None] == e[None, :]).to(tl.int32), axis=0)
-    count = tl.sum(got, axis=0)
-    tl.store(used + tl.cumsum(got, axis=0) - got, e, mask=got > 0)
-    rest = tl.arange(0, ROWS * BLOCK_TOP)
-    tl.store(used + rest, tl.full([ROWS * BLOCK_TOP], -1, tl.int32),
-             mask=(rest >= count) & (rest < tl.minimum(num_rows * TOP, E)))  # fmt: skip
-    if watch is not None:
-        tl.atomic_add(watch, count.to(tl.int64))
-        tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
-
-
-@triton.jit
 def _router_kernel(
-    x, norm_weight, router, normed, rounded, row_scales, logits, experts, weights, used, watch,
-    arrivals, L, E, eps, K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
-    ROWS: tl.constexpr, WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
+    x, norm_weight, router, normed, rounded, row_scales, logits, experts, weights, watch, arrivals,
+    L, E, eps, K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
+    LONE: tl.constexpr, WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
     BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
     UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_L logits of a row; the row's last program chooses, the last of all lists."""
+    """Compute BLOCK_L logits of a row; if it is not a lone one, its last program chooses."""
     release_successor(PDL)
     row = tl.program_id(1)
     outs = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -141,7 +144,11 @@ def _router_kernel(
         tl.store(row_scales + row, by_row + tl.sum(exact - exact), mask=begin == 0)
     logit = tl.sum(w.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
     tl.store(logits + row * L + outs, logit.to(logits.dtype.element_ty), mask=live)
-    if _is_last(arrivals + row, tl.num_programs(0)):
+    if LONE:
+        if watch is not None and tl.program_id(0) == 0:
+            tl.atomic_add(watch, tl.full([], TOP, tl.int64))
+            tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
+    elif _is_last(arrivals + row, tl.num_programs(0)):
         # Each warp chooses by itself: nothing passes between them at every turn.
         same = row + tl.zeros([WARPS], tl.int32)
         found, shares = choose_rows(logits, same, same >= 0, L, E, WARPS, TOP, BLOCK_TOP, BLOCK_E,
@@ -151,13 +158,41 @@ def _router_kernel(
         out = (same * TOP)[:, None] + places
         tl.store(experts + out, found, mask=mask)
         tl.store(weights + out, shares, mask=mask)
-        if ROWS > 1:
-            if _is_last(arrivals + ROWS, tl.num_programs(1)):
-                _list_used(experts, used, watch, tl.num_programs(1), E, ROWS, TOP, BLOCK_TOP,
-                           BLOCK_E)  # fmt: skip
-        elif watch is not None:
-            tl.atomic_add(watch, tl.full([], TOP, tl.int64))
-            tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
+
+
+def _check(x: Tensor, router: Tensor, rule: RouterRule, norm_weight: Tensor | None) -> None:
+    num_logits = router.shape[0]
+    require(router.shape[1] == x.shape[1], f"x is {x.shape[1]} wide, the router {router.shape[1]}")
+    require(router.dtype == x.dtype, f"x is {x.dtype}, the router {router.dtype}")
+    require(
+        1 <= rule.top_k <= rule.num_experts <= num_logits,
+        f"{rule.top_k} of {rule.num_experts} experts, from {num_logits} logits",
+    )
+    require_contiguous(x=x, router=router, norm=norm_weight)
+
+
+def route_lone(
+    x: Tensor,
+    router: Tensor,
+    rule: RouterRule,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    watch: Tensor | None = None,
+) -> LoneRow:
+    """Compute the logits of a lone row, or of rms_norm(x).
+
+    Args: as of `route_few`, x: [1, H]; watch is added to at once.
+    Returns: LoneRow. Twin: reference.rms_norm.
+    Raises: KernelInputError if rule, row and router do not fit.
+    """
+    require(x.shape[0] == 1, f"{x.shape[0]} rows, this takes one")
+    _check(x, router, rule, norm_weight)
+    row = LoneRow(
+        x if norm_weight is None else torch.empty_like(x), x.new_empty(1, router.shape[0]), rule
+    )
+    _launch(x, router, rule, norm_weight, eps, watch, row)
+    return row
 
 
 def route_few(
@@ -175,53 +210,60 @@ def route_few(
     Args:
         x: [T, H], contiguous, 1 <= T <= 16. router: [L, H], contiguous, dtype of x: a row for each
             expert, and behind them others whose logits are wanted too. norm_weight: [H].
-        watch: [2] int64 or None: the number of experts that got any row is added to the first, 1 to
-            the second. rounds: return the rows in FP8 too, as `quantize_rows` would.
+        watch: see FewRows. rounds: return the rows in FP8 too, as `quantize_rows` would.
     Returns: FewRows; what was normed and the logits are rounded to the dtype of x, scores and
         weights are fp32. Twins: reference.rms_norm, reference.route.
     Raises: KernelInputError if rule, rows and router do not fit.
     """
-    (num_rows, width), num_logits = x.shape, router.shape[0]
+    num_rows, width = x.shape
     require(1 <= num_rows <= MAX_FEW_ROWS, f"{num_rows} rows, this takes 1 to {MAX_FEW_ROWS}")
-    require(router.shape[1] == width, f"x is {width} wide, the router {router.shape[1]}")
-    require(router.dtype == x.dtype, f"x is {x.dtype}, the router {router.dtype}")
-    require(
-        1 <= rule.top_k <= rule.num_experts <= num_logits,
-        f"{rule.top_k} of {rule.num_experts} experts, from {num_logits} logits",
-    )
-    require_contiguous(x=x, router=router, norm=norm_weight)
-    device = x.device
+    _check(x, router, rule, norm_weight)
     few = FewRows(
         x if norm_weight is None else torch.empty_like(x),
-        x.new_empty(num_rows, num_logits),
-        Chosen.empty(num_rows, rule.top_k, device),
-        torch.empty(min(num_rows * rule.top_k, rule.num_experts), dtype=torch.int32, device=device),
-        QuantizedRows.empty(num_rows, width, device) if rounds else None,
+        x.new_empty(num_rows, router.shape[0]),
+        Chosen.empty(num_rows, rule.top_k, x.device),
+        rule.num_experts,
+        QuantizedRows.empty(num_rows, width, x.device) if rounds else None,
+        watch,
     )
-    logits, warps = _LONE_LAYOUT if num_rows == 1 else _LAYOUT
+    _launch(x, router, rule, norm_weight, eps, None, few)
+    return few
+
+
+def _launch(
+    x: Tensor,
+    router: Tensor,
+    rule: RouterRule,
+    norm_weight: Tensor | None,
+    eps: float,
+    watch: Tensor | None,
+    found: LoneRow | FewRows,
+) -> None:
+    (num_rows, width), num_logits = x.shape, router.shape[0]
+    is_lone = isinstance(found, LoneRow)
+    logits, warps = _LONE_LAYOUT if is_lone else _LAYOUT
+    rounded = None if is_lone else found.rounded
     _router_kernel[(ceil_div(num_logits, logits), num_rows)](
         x,
         norm_weight,
         router,
-        few.rows,
-        None if few.rounded is None else few.rounded.values,
-        None if few.rounded is None else few.rounded.scales,
-        few.logits,
-        few.chosen.experts,
-        few.chosen.weights,
-        few.used,
+        found.rows,
+        None if rounded is None else rounded.values,
+        None if rounded is None else rounded.scales,
+        found.logits,
+        None if is_lone else found.chosen.experts,
+        None if is_lone else found.chosen.weights,
         watch,
-        _arrivals(device),
+        _arrivals(x.device),
         num_logits,
         rule.num_experts,
         eps,
         K=width,
         BLOCK_L=logits,
         BLOCK_K=next_power_of_2(width),
-        ROWS=1 if num_rows == 1 else MAX_FEW_ROWS,
+        LONE=is_lone,
         WARPS=warps,
         num_warps=warps,
         **rule.options(),
-        **dependent_launch(device),
+        **dependent_launch(x.device),
     )
-    return few

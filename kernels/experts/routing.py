@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.experts.scores import NO_KEY, RouterRule, check_logits, expert_of, scores_of
+from tokenbus.kernels.experts.scores import NO_SCORE, RouterRule, check_logits, scores_of
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -79,21 +79,23 @@ def choose_rows(
     UNIFORM: tl.constexpr,
 ):  # fmt: skip
     """Return experts and weights of rows, [ROWS, BLOCK_TOP]; past TOP they are of no meaning."""
-    share, key = scores_of(logits, rows, some, stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
+    share, score = scores_of(logits, rows, some, stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
+    e = tl.arange(0, BLOCK_E)[None, :]
     places = tl.arange(0, BLOCK_TOP)[None, :]
     experts = tl.zeros([ROWS, BLOCK_TOP], tl.int32)
     weights = tl.zeros([ROWS, BLOCK_TOP], tl.float32)
     for turn in range(TOP):
-        best = tl.max(key, axis=1, keep_dims=True)
-        hit = key == best
+        best = tl.max(score, axis=1, keep_dims=True)
+        # Of 32 bits, so that a warp finds it in one instruction.
+        expert = tl.min(tl.where(score == best, e, BLOCK_E), axis=1, keep_dims=True)
         if BY_LOGITS:
-            weight = tl.sum(tl.where(hit, share, 0.0), axis=1, keep_dims=True)
+            weight = tl.sum(tl.where(e == expert, share, 0.0), axis=1, keep_dims=True)
         else:
-            # The score is the share, and the key's upper half: of what is not negative, the bits.
-            weight = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-        experts = tl.where(places == turn, expert_of(best).to(tl.int32), experts)
+            # The score is the share: of what is not negative, the bits.
+            weight = best.to(tl.float32, bitcast=True)
+        experts = tl.where(places == turn, expert, experts)
         weights = tl.where(places == turn, weight, weights)
-        key = tl.where(hit, NO_KEY, key)
+        score = tl.where(e == expert, NO_SCORE, score)
     if RENORMALISE:
         weights /= tl.sum(weights, axis=1, keep_dims=True)
     return experts, weights

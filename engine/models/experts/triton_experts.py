@@ -10,7 +10,7 @@ from tokenbus.engine.models.experts.triton_stacks import PlainExperts, bound_exp
 from tokenbus.engine.models.product import MixtureProduct
 from tokenbus.kernels.experts.combine import Beside, combine
 from tokenbus.kernels.experts.rounded_norm import add_rms_norm_both
-from tokenbus.kernels.experts.router import MAX_FEW_ROWS, route_few
+from tokenbus.kernels.experts.router import MAX_FEW_ROWS, route_few, route_lone
 from tokenbus.kernels.experts.routing import route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import tile_rows_for
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.layers import Mixture
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.experts.combine import NextNorm
-    from tokenbus.kernels.experts.router import FewRows
     from tokenbus.kernels.quantize import QuantizedRows
 
 
@@ -59,8 +58,7 @@ class TritonMixture(MixtureProduct):
         """x: [T, H] -> [T, H], dtype of x: the weighted sum of each token's experts."""
         if x.shape[0] > MAX_FEW_ROWS:
             return self._of_many(x, None)
-        few = route_few(x.contiguous(), self._mixture.router, self._rule, watch=self._watch)
-        return self._of_few(few, None, None)
+        return self.added(x.contiguous(), None, None, None)
 
     def behind_norm(
         self, x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float
@@ -73,29 +71,32 @@ class TritonMixture(MixtureProduct):
         return self.mix(normed), residual
 
     def added(
-        self, x: Tensor, residual: Tensor, norm: NextNorm | None, behind: NextNorm | None
+        self, x: Tensor, residual: Tensor | None, norm: NextNorm | None, behind: NextNorm | None
     ) -> Tensor:
         """x: [T, H], T <= 16 -> the mixture of x, normed if asked for, added to residual, float32.
 
         Returns: [T, H], the sum rounded to the dtype of x; of several rows `behind` the next norm.
         """
+        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+        router = self._mixture.router
+        if x.shape[0] == 1:
+            row = route_lone(
+                x, router, self._rule, norm_weight=weight, eps=eps, watch=self._watch
+            )  # fmt: skip
+            return self._experts.of_lone_row(row, self._beside(row.rows, row.logits, residual))
         few = route_few(
             x,
-            self._mixture.router,
+            router,
             self._rule,
-            norm_weight=None if norm is None else norm.weight,
-            eps=0.0 if norm is None else norm.eps,
+            norm_weight=weight,
+            eps=eps,
             watch=self._watch,
-            rounds=self._experts.rounds_rows and x.shape[0] > 1,
+            rounds=self._experts.rounds_rows,
         )
-        return self._of_few(few, residual, behind)
-
-    def _of_few(self, few: FewRows, residual: Tensor | None, norm: NextNorm | None) -> Tensor:
-        beside = self._beside(few.rows, few.logits, residual)
-        if few.rows.shape[0] == 1:
-            return self._experts.of_lone_row(few.rows, few.chosen, beside)
         pairs = self._experts.of_pairs(few.rows, few, few.rounded)
-        return combine(pairs, few.chosen.weights, beside, norm)
+        return combine(
+            pairs, few.chosen.weights, self._beside(few.rows, few.logits, residual), behind
+        )
 
     def _of_many(self, x: Tensor, rounded: QuantizedRows | None) -> Tensor:
         rule = self._rule
