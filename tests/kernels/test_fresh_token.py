@@ -23,7 +23,9 @@ def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tor
     return torch.randn(*shape, generator=rng).to(DEVICE, dtype)
 
 
-def fresh_tokens(batch: PagedBatch, rotary: int, dtype: torch.dtype, *, normed: bool) -> FreshTokens:
+def fresh_tokens(
+    batch: PagedBatch, rotary: int, dtype: torch.dtype, *, normed: bool
+) -> FreshTokens:
     """Place the last token of each row; rows without any have the first slot of page 0."""
     positions = (batch.context_lens - 1).clamp(min=0).long()
     pages = batch.block_table.long().gather(1, positions[:, None] // PAGE_SIZE)[:, 0]
@@ -97,7 +99,9 @@ def test_one_launch_does_what_two_do(
     )
     assert_close(got, expected, dtype)
     # A row without tokens writes none; the other launch writes it to page 0.
-    for mine, theirs in zip((*pages, *(each for each in scales if each is not None)), kept, strict=True):
+    for mine, theirs in zip(
+        (*pages, *(each for each in scales if each is not None)), kept, strict=True
+    ):
         assert_close(mine[1:].float().nan_to_num(0.0), theirs[1:].float().nan_to_num(0.0), dtype)
     assert not work.arrivals.any()
 
