@@ -62,7 +62,7 @@ def load_queries(qkv, fresh, row, heads, live, HQ: tl.constexpr, HKV: tl.constex
 def write_token(qkv, fresh, row, head, k_pages, v_pages, k_scales, v_scales, page_stride,
                 HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
                 BLOCK_D: tl.constexpr, ROT: tl.constexpr):  # fmt: skip
-    """Write the key and the value of a row and a KV head into their slot, rounded if with scales."""
+    """Write the key and the value of a row and a head into their slot, rounded if with scales."""
     positions, slots, cos, sin, _, k_norm, eps = fresh
     token = qkv + row.to(tl.int64) * ((HQ + 2 * HKV) * D)
     slot = tl.load(slots + row)

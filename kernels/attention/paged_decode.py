@@ -140,9 +140,9 @@ def _decode_kernel(
                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, ROT, HAS_WINDOW, HAS_SOFTCAP,
                              PRECISION)  # fmt: skip
             else:
-                own_item(row, begin, end, part, num_parts, head, q, fresh, k_pages, v_pages, k_scales,
-                         v_scales, out, block_table, context_lens, parts, part_o, part_lse,
-                         arrivals,
+                own_item(row, begin, end, part, num_parts, head, q, fresh, k_pages, v_pages,
+                         k_scales, v_scales, out, block_table, context_lens, parts, part_o,
+                         part_lse, arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, ROT, HAS_WINDOW, HAS_SOFTCAP,
                          PRECISION)  # fmt: skip
@@ -155,7 +155,7 @@ def _decode_kernel(
 class FreshTokens:
     """What turns projections of N tokens into queries, and keys and values of pages.
 
-    positions, slots: [N] int64. cos, sin: [max_len, R] float32, halves equal, None for no positions.
+    positions, slots: [N] int64. cos, sin: [max_len, R] float32, halves equal, or None.
     q_norm, k_norm: [D], norms of heads, or None.
     """
 

@@ -16,7 +16,7 @@ from tokenbus.kernels.experts.fp8_stack import Fp8Stack
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
 from tokenbus.kernels.experts.rounded_norm import add_rms_norm_both
 from tokenbus.kernels.experts.router import LoneRow, route_few
-from tokenbus.kernels.experts.routing import choose, route
+from tokenbus.kernels.experts.routing import route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RowTuning, UpRowTuning
 from tokenbus.kernels.launch import KernelInputError
