@@ -240,9 +240,9 @@ def _launch(
     found: LoneRow | FewRows,
 ) -> None:
     (num_rows, width), num_logits = x.shape, router.shape[0]
-    is_lone = isinstance(found, LoneRow)
-    logits, warps = _LONE_LAYOUT if is_lone else _LAYOUT
-    rounded = None if is_lone else found.rounded
+    few = found if isinstance(found, FewRows) else None
+    logits, warps = _LONE_LAYOUT if few is None else _LAYOUT
+    rounded = None if few is None else few.rounded
     _router_kernel[(ceil_div(num_logits, logits), num_rows)](
         x,
         norm_weight,
@@ -251,8 +251,8 @@ def _launch(
         None if rounded is None else rounded.values,
         None if rounded is None else rounded.scales,
         found.logits,
-        None if is_lone else found.chosen.experts,
-        None if is_lone else found.chosen.weights,
+        None if few is None else few.chosen.experts,
+        None if few is None else few.chosen.weights,
         watch,
         _arrivals(x.device),
         num_logits,
@@ -261,7 +261,7 @@ def _launch(
         K=width,
         BLOCK_L=logits,
         BLOCK_K=next_power_of_2(width),
-        LONE=is_lone,
+        LONE=few is None,
         WARPS=warps,
         num_warps=warps,
         **rule.options(),
