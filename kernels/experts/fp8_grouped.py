@@ -93,7 +93,8 @@ def _fp8_grouped_kernel(
     x, x_scales, weight, scales, order, tiles, watch, out, out_scales, M, N, K: tl.constexpr,
     TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, FEW: tl.constexpr, BY_EXPERT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-    TURNED: tl.constexpr, BLOCK_OUT: tl.constexpr, GROUPED: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    TURNED: tl.constexpr, BLOCK_OUT: tl.constexpr, GROUPED: tl.constexpr, ACT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile's pairs times BLOCK_N outputs of their expert; see `_grouped_kernel`.
 
