@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenbus.engine.kv_cache import FP8_PAGES
+from tokenbus.kernels.attention.fresh_decode import fresh_decode
 from tokenbus.kernels.attention.paged_decode import paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.interfaces import ForwardContext
     from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.scheduling.prefix_grouping import SharedRun
-    from tokenbus.kernels.attention.paged_decode import FreshTokens
+    from tokenbus.kernels.attention.fresh_decode import FreshTokens
 
 # Page reads saved per layer that pay for the merge of one more partial result per row, from runs of
 # 16 and of 8 pages on: the shorter a run, the more of its time is merging. Shorter ones never do.
@@ -75,8 +76,9 @@ class TritonAttention:
         if work.active_groups is not None:
             return None
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
-        return paged_decode(
+        return fresh_decode(
             qkv,
+            fresh,
             ctx.kv.k[spec.layer_idx],
             ctx.kv.v[spec.layer_idx],
             ctx.block_table,
@@ -85,7 +87,6 @@ class TritonAttention:
             scale=spec.scale,
             softcap=spec.softcap,
             listed=listed,
-            fresh=fresh,
             k_scales=k_scales,
             v_scales=v_scales,
         )

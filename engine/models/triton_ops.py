@@ -24,7 +24,7 @@ from tokenbus.engine.models.triton_products import (
     Int4Product,
     TritonProduct,
 )
-from tokenbus.kernels.attention.paged_decode import FreshTokens
+from tokenbus.kernels.attention.fresh_decode import FreshTokens
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.experts.combine import NextNorm
 from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv_row

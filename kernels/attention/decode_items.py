@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.attention.decode_tile import attend_range, merge_rows
-from tokenbus.kernels.attention.fresh_token import load_queries, write_token
 from tokenbus.kernels.attention.rounded_tile import attend_rounded, attend_widened
 
 ITEM_FIELDS = tl.constexpr(8)
@@ -86,16 +85,10 @@ def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
 
 
 @triton.jit
-def own_item(row, begin, end, part, num_parts, head, q, fresh, k_pages, v_pages, k_scales, v_scales,
-              out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
-              page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
-              D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-              ROWS: tl.constexpr, DEPTH: tl.constexpr, ROT: tl.constexpr, HAS_WINDOW: tl.constexpr,
-              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Attend the heads of one KV head of one sequence over one part of its own pages.
-
-    With `fresh`, q are projections: queries are rotated here, and the last part writes the token.
-    """
+def finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, part_lse, arrivals,
+                part_stride, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+                BLOCK_D: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """Write the heads of one KV head of a row; of several parts the last one merges them."""
     GROUP: tl.constexpr = HQ // HKV
     GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
     offs_r = tl.arange(0, ROWS)
@@ -103,38 +96,7 @@ def own_item(row, begin, end, part, num_parts, head, q, fresh, k_pages, v_pages,
     heads = head * GROUP + offs_r
     valid = offs_r < GROUP
     mask = valid[:, None] & (offs_d < D)[None, :]
-    out_row = row * HQ + heads
-    place = out_row[:, None] * D + offs_d[None, :]
-    first_visible = 0
-    if HAS_WINDOW:
-        first_visible = tl.load(context_lens + row) - window
-    table_row = block_table + row.to(tl.int64) * table_stride
-    # Products in FP8 take each query twice.
-    own = offs_r if k_scales is None else tl.arange(0, 2 * ROWS) // 2
-    if fresh is None:
-        place_own = (row * HQ + head * GROUP + own)[:, None] * D + offs_d[None, :]
-        mask_own = (own < GROUP)[:, None] & (offs_d < D)[None, :]
-        query = tl.load(q + place_own, mask=mask_own, other=0.0)
-    else:
-        query = load_queries(q, fresh, row, head * GROUP + own, own < GROUP, HQ, HKV, D, BLOCK_D,
-                             ROT)  # fmt: skip
-        if (part == num_parts - 1) & (begin < end):
-            write_token(q, fresh, row, head, k_pages, v_pages, k_scales, v_scales, page_stride, HQ,
-                        HKV, D, S, BLOCK_D, ROT)  # fmt: skip
-            # The token is this program's alone, which reads it back among the others.
-            tl.debug_barrier()
-    if k_scales is not None:
-        result, lse = attend_rounded(
-            query, k_pages, v_pages, k_scales,
-            v_scales, table_row, head, page_stride, begin, end, first_visible, scale, softcap, ROWS,
-            D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, HAS_WINDOW, HAS_SOFTCAP,
-        )  # fmt: skip
-    else:
-        result, lse = attend_range(
-            query, k_pages, v_pages, table_row, head * (S * D), page_stride, begin, end,
-            first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, True, HAS_WINDOW,
-            HAS_SOFTCAP, PRECISION, "evict_first",
-        )  # fmt: skip
+    place = (row * HQ + heads)[:, None] * D + offs_d[None, :]
     if num_parts == 1:
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
     else:
@@ -151,6 +113,45 @@ def own_item(row, begin, end, part, num_parts, head, q, fresh, k_pages, v_pages,
             merge_rows(part_o, part_lse, out, slot_row + group_heads,
                        row * HQ + group_heads, row_parts, is_last, HQ, D, BLOCK_D,
                        8)  # fmt: skip
+
+
+@triton.jit
+def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales, v_scales,
+              out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
+              page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
+              D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+              ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
+              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Attend the heads of one KV head of one sequence over one part of its own pages."""
+    GROUP: tl.constexpr = HQ // HKV
+    offs_r = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    heads = head * GROUP + offs_r
+    valid = offs_r < GROUP
+    mask = valid[:, None] & (offs_d < D)[None, :]
+    place = (row * HQ + heads)[:, None] * D + offs_d[None, :]
+    first_visible = 0
+    if HAS_WINDOW:
+        first_visible = tl.load(context_lens + row) - window
+    table_row = block_table + row.to(tl.int64) * table_stride
+    if k_scales is not None:
+        twice = tl.arange(0, 2 * ROWS) // 2
+        place_twice = (row * HQ + head * GROUP + twice)[:, None] * D + offs_d[None, :]
+        mask_twice = (twice < GROUP)[:, None] & (offs_d < D)[None, :]
+        result, lse = attend_rounded(
+            tl.load(q + place_twice, mask=mask_twice, other=0.0), k_pages, v_pages, k_scales,
+            v_scales, table_row, head, page_stride, begin, end, first_visible, scale, softcap, ROWS,
+            D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, HAS_WINDOW, HAS_SOFTCAP,
+        )  # fmt: skip
+    else:
+        query = tl.load(q + place, mask=mask, other=0.0)
+        result, lse = attend_range(
+            query, k_pages, v_pages, table_row, head * (S * D), page_stride, begin, end,
+            first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, True, HAS_WINDOW,
+            HAS_SOFTCAP, PRECISION, "evict_first",
+        )  # fmt: skip
+    finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, part_lse, arrivals,
+                part_stride, HQ, HKV, D, BLOCK_D, ROWS)  # fmt: skip
 
 
 @triton.jit

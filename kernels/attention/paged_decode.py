@@ -84,10 +84,10 @@ def choose_tuning(
 def _decode_kernel(
     q, k_pages, v_pages, k_scales, v_scales, out, block_table, context_lens, items, num_items,
     parts, members, part_o,
-    part_lse, arrivals, fresh, table_stride, page_stride, part_stride, scale, softcap, window,
+    part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap, window,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
-    RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, ROT: tl.constexpr, GROUPED: tl.constexpr,
+    RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
     LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -135,65 +135,30 @@ def _decode_kernel(
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
                                 HAS_SOFTCAP, PRECISION)  # fmt: skip
                 else:
-                    own_item(row, begin, end, part, num_parts, head, q, fresh, k_pages, v_pages,
+                    own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
                              k_scales, v_scales, out, block_table, context_lens, parts, part_o,
                              part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
-                             HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, ROT, HAS_WINDOW, HAS_SOFTCAP,
+                             HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
                              PRECISION)  # fmt: skip
             else:
-                own_item(row, begin, end, part, num_parts, head, q, fresh, k_pages, v_pages,
-                         k_scales, v_scales, out, block_table, context_lens, parts, part_o,
-                         part_lse, arrivals,
+                own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
+                         v_scales, out, block_table, context_lens, parts, part_o, part_lse,
+                         arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
-                         D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, ROT, HAS_WINDOW, HAS_SOFTCAP,
+                         D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
                          PRECISION)  # fmt: skip
         place = following
         row, begin, end, part = next_row, next_begin, next_end, next_part
         num_parts, count, member = next_parts, next_count, next_member
 
 
-@dataclass(frozen=True, slots=True)
-class FreshTokens:
-    """What turns projections of N tokens into queries, and keys and values of pages.
-
-    positions, slots: [N] int64. cos, sin: [max_len, R] float32, halves equal, or None.
-    q_norm, k_norm: [D], norms of heads, or None.
-    """
-
-    positions: Tensor
-    slots: Tensor
-    cos: Tensor | None
-    sin: Tensor | None
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
-    eps: float = 1e-6
-
-    @property
-    def rotary_dim(self) -> int:
-        """Dims of a head that are rotated."""
-        return 0 if self.cos is None else self.cos.shape[1]
-
-    def arguments(self) -> tuple[object, ...]:
-        """Return what the kernel takes; see `fresh_token`."""
-        return (
-            self.positions, self.slots, self.cos, self.sin, self.q_norm, self.k_norm, self.eps
-        )  # fmt: skip
-
-
 def _check(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, work: DecodeWork,
-    fresh: FreshTokens | None,
-) -> None:  # fmt: skip
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, work: DecodeWork
+) -> None:
     """Refuse what the kernel would read wrongly."""
     num_rows, num_heads, head_dim = q.shape
     require_contiguous(q=q, k_pages=k_pages, v_pages=v_pages)
-    if fresh is not None:
-        num_heads -= 2 * work.num_kv_heads
-        require(work.active_groups is None, "tokens are not written amid shared runs")
-        require((fresh.q_norm is None) == (fresh.k_norm is None), "q_norm and k_norm come together")
-        require(fresh.rotary_dim in {0, *range(2, head_dim + 1, 2)}, f"rotary {fresh.rotary_dim}")
-        require_contiguous(cos=fresh.cos, sin=fresh.sin)
     shape = (work.num_heads, work.num_kv_heads, work.page_size, work.head_dim)
     given = (num_heads, k_pages.shape[1], k_pages.shape[2], head_dim)
     require(given == shape, f"(Hq, Hkv, S, D) is {given}, the work list was made for {shape}")
@@ -215,7 +180,6 @@ def paged_decode(
     scale: float,
     softcap: float | None = None,
     listed: bool = False,
-    fresh: FreshTokens | None = None,
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
     out: Tensor | None = None,
@@ -228,8 +192,6 @@ def paged_decode(
     Args:
         q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated.
         k_pages, v_pages: [P, Hkv, S, D], dtype of q; the current token is already in them.
-        fresh: q are projections, [N, Hq + 2 Hkv, D], as `qkv_rope` takes them: this launch rotates
-            the queries and writes the current tokens, so that nothing else is launched.
         k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: value * scale.
         block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
         context_lens: [N] int32, tokens including the current one; 0 = no sequence, writes zeros.
@@ -241,12 +203,11 @@ def paged_decode(
     Source: split-KV as in Flash-Decoding (Dao et al. 2023), shared runs as in Hydragen
         (Juravsky et al. 2024); twin: reference.paged_decode.
     """
-    _check(q, k_pages, v_pages, block_table, work, fresh)
+    _check(q, k_pages, v_pages, block_table, work)
     check_page_dtypes(q.dtype, k_pages, v_pages, k_scales, v_scales)
+    out = torch.empty_like(q) if out is None else out
+    require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
     num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
-    shape = (q.shape[0], num_heads, head_dim)
-    out = q.new_empty(shape) if out is None else out
-    require(out.shape == shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
     groups = work.active_groups
     row_bytes = next_power_of_2(head_dim) * k_pages.element_size()
     tuning = tuning or choose_tuning(
@@ -270,7 +231,6 @@ def paged_decode(
         work.part_o,
         work.part_lse,
         work.arrivals,
-        None if fresh is None else fresh.arguments(),
         block_table.stride(0),
         k_pages.stride(0),
         work.part_stride,
@@ -289,7 +249,6 @@ def paged_decode(
         DEPTH=tuning.depth,
         RUN_DEPTH=tuning.run_depth,
         RUN_BLOCK_N=tuning.run_block_n,
-        ROT=0 if fresh is None else fresh.rotary_dim,
         GROUPED=groups is not None,
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,

@@ -12,8 +12,6 @@ import triton.language as tl
 from tokenbus.kernels.activation import KINDS, gate
 from tokenbus.kernels.experts.combine import NOTHING, Beside, add_shared
 from tokenbus.kernels.experts.fp8_stack import Fp8Stack
-from tokenbus.kernels.experts.routing import choose_rows
-from tokenbus.kernels.experts.scores import check_logits
 from tokenbus.kernels.experts.table import DOWN_ROW, RowTuning, UpRowTuning, up_row_tuning
 from tokenbus.kernels.launch import (
     ceil_div,
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.kernels.activation import ActivationKind
-    from tokenbus.kernels.experts.router import LoneRow
+    from tokenbus.kernels.experts.routing import Chosen
 
     _Parts = tuple[Tensor, Tensor | None, int]
 
@@ -69,34 +67,14 @@ def _scaled(product, scale, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def _choose(logits, E, WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
-            BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
-            UNIFORM: tl.constexpr):  # fmt: skip
-    """Choose the row's experts: [WARPS, BLOCK_TOP], and their weights. Each warp does it alone."""
-    rows = tl.zeros([WARPS], tl.int32)
-    return choose_rows(logits, rows, rows == 0, 0, E, WARPS, TOP, BLOCK_TOP, BLOCK_E, RENORMALISE,
-                       BY_LOGITS, UNIFORM)  # fmt: skip
-
-
-@triton.jit
-def _pick(values, place, WARPS: tl.constexpr, BLOCK_TOP: tl.constexpr):
-    """Return what `_choose` says of one place."""
-    is_it = ((tl.arange(0, WARPS) == 0)[:, None]
-             & (tl.arange(0, BLOCK_TOP)[None, :] == place))  # fmt: skip
-    return tl.sum(tl.sum(tl.where(is_it, values, 0), axis=1), axis=0)
-
-
-@triton.jit
 def _up_kernel(
-    x, logits, weight, scales, acted, N, E, K: tl.constexpr, BLOCK_K: tl.constexpr,
-    ROWS: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr, WARPS: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, ACT: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
-    BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
-    UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    x, experts, weight, scales, acted, N, K: tl.constexpr, BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute every PARTS-th group of ROWS gated outputs of one expert.
 
-    The next kernel is let go behind the wait: from then on it may read the logits.
+    The next kernel is let go behind the wait: from then on it may read what was chosen.
     """
     place = tl.program_id(0) // PARTS
     k = tl.arange(0, BLOCK_K)
@@ -105,8 +83,7 @@ def _up_kernel(
     BY_BLOCK: tl.constexpr = BLOCK_OUT != 0
     wait_for_inputs(PDL)
     release_successor(PDL)
-    experts, _ = _choose(logits, E, WARPS, TOP, BLOCK_TOP, BLOCK_E, RENORMALISE, BY_LOGITS, UNIFORM)
-    gates = _pick(experts, place, WARPS, BLOCK_TOP).to(tl.int64) * 2 * N
+    gates = tl.load(experts + place).to(tl.int64) * 2 * N
     value = tl.load(x + k, mask=in_k, other=0.0).to(tl.float32)[None, :]
     for first in tl.range(tl.program_id(0) % PARTS * ROWS, N, PARTS * ROWS, num_stages=STAGES):
         rows = first + tl.arange(0, ROWS)
@@ -114,10 +91,10 @@ def _up_kernel(
         w = _load_rows(weight, gates + rows, live, k, in_k, K).to(tl.float32) * value
         w_up = _load_rows(weight, gates + N + rows, live, k, in_k, K).to(tl.float32) * value
         if BY_BLOCK:
-            w = _scaled(w, _load_scales(scales, gates + rows, live, 0, K, BLOCK_K, BLOCK_OUT), ROWS,
-                        BLOCK_K)  # fmt: skip
-            w_up = _scaled(w_up, _load_scales(scales, gates + N + rows, live, 0, K, BLOCK_K,
-                                              BLOCK_OUT), ROWS, BLOCK_K)  # fmt: skip
+            scale = _load_scales(scales, gates + rows, live, 0, K, BLOCK_K, BLOCK_OUT)
+            scale_up = _load_scales(scales, gates + N + rows, live, 0, K, BLOCK_K, BLOCK_OUT)
+            w = _scaled(w, scale, ROWS, BLOCK_K)
+            w_up = _scaled(w_up, scale_up, ROWS, BLOCK_K)
         y, up = tl.sum(w, axis=1), tl.sum(w_up, axis=1)
         if scales is not None and not BY_BLOCK:
             y *= tl.load(scales + gates + rows, mask=live, other=0.0)
@@ -127,14 +104,14 @@ def _up_kernel(
 
 
 @triton.jit
-def _load_piece(weight, scales, expert, step, rows, live, N, K: tl.constexpr,
+def _load_piece(weight, scales, experts, step, rows, live, N, K: tl.constexpr,
                 BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr):  # fmt: skip
     """Ask for a block of columns of some outputs; blocks of the first expert come first."""
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     block = step % BLOCKS
     k = block * BLOCK_K + tl.arange(0, BLOCK_K)
     in_k = tl.full([BLOCK_K], True, tl.int1) if K % BLOCK_K == 0 else k < K
-    own = expert.to(tl.int64) * N + rows
+    own = tl.load(experts + step // BLOCKS).to(tl.int64) * N + rows
     return (
         _load_rows(weight, own, live, k, in_k, K),
         _load_scales(scales, own, live, block, K, BLOCK_K, BLOCK_OUT),
@@ -143,44 +120,37 @@ def _load_piece(weight, scales, expert, step, rows, live, N, K: tl.constexpr,
 
 @triton.jit
 def _down_kernel(
-    acted, logits, weight, scales, shared, gate_logits, residual, out, N, E, K: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, AHEAD: tl.constexpr,
-    WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr,
-    RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    acted, experts, weights, weight, scales, shared, gate_logits, residual, out, N, K: tl.constexpr,
+    TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute ROWS outputs, summed over all experts of the row.
 
-    The logits were there before the kernel before this one let it go, so AHEAD pieces of the
-    weights are on their way before it waits for what it multiplies them by.
+    Which experts these are was known before the kernel before this one let it go, so AHEAD pieces
+    of their weights are on their way before it waits for what it multiplies them by.
     """
     release_successor(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = rows < N
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    experts, weights = _choose(logits, E, WARPS, TOP, BLOCK_TOP, BLOCK_E, RENORMALISE, BY_LOGITS,
-                               UNIFORM)  # fmt: skip
-    chosen = ()
-    for place in tl.static_range(TOP):
-        chosen += (_pick(experts, place, WARPS, BLOCK_TOP),)
     coming = ()
     for step in tl.static_range(min(AHEAD, TOP * BLOCKS)):
         coming += (
-            _load_piece(weight, scales, chosen[step // BLOCKS], step, rows, live, N, K, BLOCK_K,
-                        BLOCK_OUT),
-        )  # fmt: skip
+            _load_piece(weight, scales, experts, step, rows, live, N, K, BLOCK_K, BLOCK_OUT),
+        )
     acc = tl.zeros([ROWS, BLOCK_K if scales is None else BLOCK_K // _GROUP], tl.float32)
     wait_for_inputs(PDL)
     for step in tl.static_range(TOP * BLOCKS):
         k = (step % BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
         place = step // BLOCKS
         value = tl.load(acted + place * K + k, mask=k < K, other=0.0).to(tl.float32)
-        value *= _pick(weights, place, WARPS, BLOCK_TOP)
+        value *= tl.load(weights + place)
         w, scale = coming[0]
         coming = coming[1:]
         if step + AHEAD < TOP * BLOCKS:
             coming += (
-                _load_piece(weight, scales, chosen[(step + AHEAD) // BLOCKS], step + AHEAD, rows,
-                            live, N, K, BLOCK_K, BLOCK_OUT),
+                _load_piece(weight, scales, experts, step + AHEAD, rows, live, N, K, BLOCK_K,
+                            BLOCK_OUT),
             )  # fmt: skip
         product = w.to(tl.float32) * value[None, :]
         if scales is None:
@@ -208,7 +178,8 @@ def _plain_parts(stack: Tensor | Fp8Stack, outputs: int, inputs: int, x: Tensor)
 
 
 def lone_row_up(
-    row: LoneRow,
+    x: Tensor,
+    chosen: Chosen,
     gate_up: Tensor | Fp8Stack,
     inner: int,
     act: ActivationKind,
@@ -218,44 +189,38 @@ def lone_row_up(
     """Multiply one row by the gates of its experts and what these gate.
 
     Args:
-        row: [1, H], and the logits by which it chooses.
-        gate_up: [E * 2 I, H], contiguous, dtype of the row or FP8: of each expert first the I
-            gates, then what they gate. inner: I.
-    Returns: [top_k, I], dtype of the row; sums and activation in fp32, the row is not rounded to
-        FP8. Twins: reference.route, reference.mix.
+        x: [1, H], contiguous. chosen: of the row.
+        gate_up: [E * 2 I, H], contiguous, dtype of x or FP8: of each expert first the I gates, then
+            what they gate. inner: I.
+    Returns: [top_k, I], dtype of x; sums and activation in fp32, x is not rounded to FP8.
+        Twin: reference.mix.
     Raises: KernelInputError on other shapes or an unknown activation.
     """
-    x, top_k = row.rows, row.rule.top_k
-    width = x.shape[1]
+    width, top_k = x.shape[1], chosen.experts.shape[1]
     require(x.shape[0] == 1, f"{x.shape[0]} rows")
+    require(chosen.experts.shape[0] == 1, f"the experts of {chosen.experts.shape[0]} rows")
     require(act in KINDS, f"unknown activation {act!r}, have {KINDS}")
-    check_logits(row.logits, row.rule)
     values, scales, block_outputs = _plain_parts(gate_up, 2 * inner, width, x)
     require_contiguous(x=x)
     tuning = tuning or up_row_tuning(width, rounded=scales is not None)
-    block_k = max(next_power_of_2(width), GROUP if block_outputs else 1)
-    # As many programs as there are places, each with outputs of one expert.
     places = tuning.programs_per_processor * num_processors(x.device)
     parts = min(max(1, places // top_k), ceil_div(inner, tuning.block_n))
     acted = x.new_empty(top_k, inner)
     _up_kernel[(top_k * parts,)](
         x,
-        row.logits,
+        chosen.experts,
         values,
         scales,
         acted,
         inner,
-        row.rule.num_experts,
         K=width,
-        BLOCK_K=block_k,
+        BLOCK_K=max(next_power_of_2(width), GROUP if block_outputs else 1),
         ROWS=tuning.block_n,
         PARTS=parts,
         STAGES=tuning.stages,
-        WARPS=tuning.num_warps,
         BLOCK_OUT=block_outputs,
         ACT=act,
         num_warps=tuning.num_warps,
-        **row.rule.options(),
         **dependent_launch(x.device),
     )
     return acted
@@ -263,7 +228,7 @@ def lone_row_up(
 
 def lone_row_down(
     acted: Tensor,
-    row: LoneRow,
+    chosen: Chosen,
     down: Tensor | Fp8Stack,
     width: int,
     beside: Beside = NOTHING,
@@ -275,13 +240,13 @@ def lone_row_down(
     On a GPU `lone_row_up` is what was launched last: its experts are read while it still runs.
 
     Args:
-        acted: [top_k, I], what `lone_row_up` returned. row: its argument.
+        acted: [top_k, I], what `lone_row_up` returned. chosen: of the row.
         down: [E * H, I], contiguous, dtype of acted or FP8. width: H. beside: what is added.
-    Returns: [1, H], dtype of acted; sums in fp32. Twins: reference.route, reference.mix.
+    Returns: [1, H], dtype of acted; sums in fp32. Twin: reference.mix.
     Raises: KernelInputError on other shapes.
     """
     top_k, inner = acted.shape
-    require(row.rule.top_k == top_k, f"{top_k} rows of {row.rule.top_k} experts")
+    require(chosen.experts.shape == (1, top_k), f"{top_k} rows of other experts")
     values, scales, block_outputs = _plain_parts(down, width, inner, acted)
     require_contiguous(acted=acted)
     beside.check(1, width)
@@ -289,7 +254,8 @@ def lone_row_down(
     out = acted.new_empty(1, width)
     _down_kernel[(ceil_div(width, tuning.block_n),)](
         acted,
-        row.logits,
+        chosen.experts,
+        chosen.weights,
         values,
         scales,
         beside.shared,
@@ -297,15 +263,13 @@ def lone_row_down(
         beside.residual,
         out,
         width,
-        row.rule.num_experts,
         K=inner,
+        TOP=top_k,
         ROWS=tuning.block_n,
         BLOCK_K=tuning.block_k,
         BLOCK_OUT=block_outputs,
         AHEAD=tuning.ahead,
-        WARPS=tuning.num_warps,
         num_warps=tuning.num_warps,
-        **row.rule.options(),
         **dependent_launch(acted.device),
     )
     return out

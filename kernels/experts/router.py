@@ -1,7 +1,7 @@
 """The router of few rows in one launch: norm, logits and the choice.
 
 Programs share out rows and experts; the last one of a row chooses for it: no launch between logits
-and choice. For a lone row nobody chooses here, and nobody waits for the last.
+and choice.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -40,24 +40,13 @@ _LONE_LAYOUT, _LAYOUT = (2, 2), (16, 4)
 
 
 @dataclass(frozen=True, slots=True)
-class LoneRow:
-    """What a router says of one row. Who multiplies it chooses by `rule`: it is soon done.
-
-    rows: [1, H], what the router saw: behind the norm if it has one. logits: [1, L], dtype of rows.
-    """
-
-    rows: Tensor
-    logits: Tensor
-    rule: RouterRule
-
-
-@dataclass(frozen=True, slots=True)
 class FewRows:
     """What a router says of up to 16 rows.
 
     rows: [T, H], what the router saw: behind the norm if it has one. logits: [T, L], dtype of rows.
-    rounded: the rows in FP8, if that was asked for. watch: [2] int64 or None: who multiplies by the
-    experts adds the number of those that got any row to the first, and 1 to the second.
+    rounded: the rows in FP8, if that was asked for. watch: [2] int64 or None: who multiplies
+    several rows by the experts adds the number of those that got any to the first, and 1 to the
+    second.
     """
 
     rows: Tensor
@@ -108,12 +97,11 @@ def _is_last(arrivals, num_programs):
 @triton.jit
 def _router_kernel(
     x, norm_weight, router, normed, rounded, row_scales, logits, experts, weights, watch, arrivals,
-    L, E, eps, K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
-    LONE: tl.constexpr, WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
-    BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
-    UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    L, E, eps, K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, LONE: tl.constexpr,
+    WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
+    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_L logits of a row; if it is not a lone one, its last program chooses."""
+    """Compute BLOCK_L logits of a row, whose last program chooses."""
     release_successor(PDL)
     row = tl.program_id(1)
     outs = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -144,55 +132,14 @@ def _router_kernel(
         tl.store(row_scales + row, by_row + tl.sum(exact - exact), mask=begin == 0)
     logit = tl.sum(w.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
     tl.store(logits + row * L + outs, logit.to(logits.dtype.element_ty), mask=live)
-    if LONE:
-        if watch is not None and tl.program_id(0) == 0:
-            tl.atomic_add(watch, tl.full([], TOP, tl.int64))
-            tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
-    elif _is_last(arrivals + row, tl.num_programs(0)):
+    if _is_last(arrivals + row, tl.num_programs(0)):
         # Each warp chooses by itself: nothing passes between them at every turn.
         same = row + tl.zeros([WARPS], tl.int32)
-        found, shares = choose_rows(logits, same, same >= 0, L, E, WARPS, TOP, BLOCK_TOP, BLOCK_E,
-                                    RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
-        places = tl.arange(0, BLOCK_TOP)[None, :]
-        mask = (tl.arange(0, WARPS) == 0)[:, None] & (places < TOP)
-        out = (same * TOP)[:, None] + places
-        tl.store(experts + out, found, mask=mask)
-        tl.store(weights + out, shares, mask=mask)
-
-
-def _check(x: Tensor, router: Tensor, rule: RouterRule, norm_weight: Tensor | None) -> None:
-    num_logits = router.shape[0]
-    require(router.shape[1] == x.shape[1], f"x is {x.shape[1]} wide, the router {router.shape[1]}")
-    require(router.dtype == x.dtype, f"x is {x.dtype}, the router {router.dtype}")
-    require(
-        1 <= rule.top_k <= rule.num_experts <= num_logits,
-        f"{rule.top_k} of {rule.num_experts} experts, from {num_logits} logits",
-    )
-    require_contiguous(x=x, router=router, norm=norm_weight)
-
-
-def route_lone(
-    x: Tensor,
-    router: Tensor,
-    rule: RouterRule,
-    *,
-    norm_weight: Tensor | None = None,
-    eps: float = 1e-6,
-    watch: Tensor | None = None,
-) -> LoneRow:
-    """Compute the logits of a lone row, or of rms_norm(x).
-
-    Args: as of `route_few`, x: [1, H]; watch is added to at once.
-    Returns: LoneRow. Twin: reference.rms_norm.
-    Raises: KernelInputError if rule, row and router do not fit.
-    """
-    require(x.shape[0] == 1, f"{x.shape[0]} rows, this takes one")
-    _check(x, router, rule, norm_weight)
-    row = LoneRow(
-        x if norm_weight is None else torch.empty_like(x), x.new_empty(1, router.shape[0]), rule
-    )
-    _launch(x, router, rule, norm_weight, eps, watch, row)
-    return row
+        choose_rows(logits, experts, weights, same, same >= 0, L, E, TOP, BLOCK_E, RENORMALISE,
+                    BY_LOGITS, UNIFORM)  # fmt: skip
+        if LONE and watch is not None:
+            tl.atomic_add(watch, tl.full([], TOP, tl.int64))
+            tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
 
 
 def route_few(
@@ -215,45 +162,35 @@ def route_few(
         weights are fp32. Twins: reference.rms_norm, reference.route.
     Raises: KernelInputError if rule, rows and router do not fit.
     """
-    num_rows, width = x.shape
+    (num_rows, width), num_logits = x.shape, router.shape[0]
     require(1 <= num_rows <= MAX_FEW_ROWS, f"{num_rows} rows, this takes 1 to {MAX_FEW_ROWS}")
-    _check(x, router, rule, norm_weight)
+    require(router.shape[1] == width, f"x is {width} wide, the router {router.shape[1]}")
+    require(router.dtype == x.dtype, f"x is {x.dtype}, the router {router.dtype}")
+    require(
+        1 <= rule.top_k <= rule.num_experts <= num_logits,
+        f"{rule.top_k} of {rule.num_experts} experts, from {num_logits} logits",
+    )
+    require_contiguous(x=x, router=router, norm=norm_weight)
     few = FewRows(
         x if norm_weight is None else torch.empty_like(x),
-        x.new_empty(num_rows, router.shape[0]),
+        x.new_empty(num_rows, num_logits),
         Chosen.empty(num_rows, rule.top_k, x.device),
         rule.num_experts,
         QuantizedRows.empty(num_rows, width, x.device) if rounds else None,
         watch,
     )
-    _launch(x, router, rule, norm_weight, eps, None, few)
-    return few
-
-
-def _launch(
-    x: Tensor,
-    router: Tensor,
-    rule: RouterRule,
-    norm_weight: Tensor | None,
-    eps: float,
-    watch: Tensor | None,
-    found: LoneRow | FewRows,
-) -> None:
-    (num_rows, width), num_logits = x.shape, router.shape[0]
-    few = found if isinstance(found, FewRows) else None
-    logits, warps = _LONE_LAYOUT if few is None else _LAYOUT
-    rounded = None if few is None else few.rounded
+    logits, warps = _LONE_LAYOUT if num_rows == 1 else _LAYOUT
     _router_kernel[(ceil_div(num_logits, logits), num_rows)](
         x,
         norm_weight,
         router,
-        found.rows,
-        None if rounded is None else rounded.values,
-        None if rounded is None else rounded.scales,
-        found.logits,
-        None if few is None else few.chosen.experts,
-        None if few is None else few.chosen.weights,
-        watch,
+        few.rows,
+        None if few.rounded is None else few.rounded.values,
+        None if few.rounded is None else few.rounded.scales,
+        few.logits,
+        few.chosen.experts,
+        few.chosen.weights,
+        watch if num_rows == 1 else None,
         _arrivals(x.device),
         num_logits,
         rule.num_experts,
@@ -261,9 +198,10 @@ def _launch(
         K=width,
         BLOCK_L=logits,
         BLOCK_K=next_power_of_2(width),
-        LONE=few is None,
+        LONE=num_rows == 1,
         WARPS=warps,
         num_warps=warps,
         **rule.options(),
         **dependent_launch(x.device),
     )
+    return few

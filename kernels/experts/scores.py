@@ -42,7 +42,6 @@ class RouterRule:
         """Return what kernels are compiled for, whatever rows there are."""
         return {
             "TOP": self.top_k,
-            "BLOCK_TOP": next_power_of_2(self.top_k),
             "BLOCK_E": next_power_of_2(self.num_experts),
             "RENORMALISE": self.renormalise,
             "BY_LOGITS": self.by_logits,

@@ -92,9 +92,9 @@ DOWN_ROW = RowTuning(4, 1024, 4, ahead=4)
 def up_row_tuning(width: int, *, rounded: bool) -> UpRowTuning:
     """Pick the layout of a lone row's gates and what they gate; rounded: of weights in FP8."""
     bytes_per_output = 2 * width * (1 if rounded else 2)
-    # Turns of 32 KB.
-    block_n = max(1, 2 ** ((32768 // bytes_per_output).bit_length() - 1))
-    return UpRowTuning(min(8, block_n), 5, 8)
+    # Turns of 16 KB.
+    block_n = max(1, 2 ** ((16384 // bytes_per_output).bit_length() - 1))
+    return UpRowTuning(min(8, block_n), 4, 4, 4)
 
 
 def fp8_up_tuning(tile_rows: int) -> GroupTuning:

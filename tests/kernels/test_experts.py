@@ -13,7 +13,7 @@ from tokenbus.kernels.experts import reference
 from tokenbus.kernels.experts.combine import Beside, NextNorm, combine
 from tokenbus.kernels.experts.grouped import experts_down, experts_up
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
-from tokenbus.kernels.experts.router import LoneRow, route_few
+from tokenbus.kernels.experts.router import route_few
 from tokenbus.kernels.experts.routing import Routing, choose, route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RowTuning, UpRowTuning, tile_rows_for
@@ -218,13 +218,13 @@ def test_a_lone_row_equals_its_twin(
     rule = RouterRule(9, 3, renormalise=renormalise)
     x, logits = randn(1, width, dtype=dtype), randn(1, 10, seed=3)
     gate_up, down = drawn_weights(9, width, inner, dtype)
-    row = LoneRow(x, logits, rule)
-    acted = lone_row_up(row, gate_up, inner, "silu", tuning=UpRowTuning(4, 3, 2))
+    chosen = choose(logits, rule)
+    acted = lone_row_up(x, chosen, gate_up, inner, "silu", tuning=UpRowTuning(4, 3, 2))
     shared, residual = randn(1, width, dtype=dtype, seed=6), randn(1, width, seed=7)
     kept = residual.clone()
     beside = Beside(shared, logits[:, 9:], kept)
     tuning = RowTuning(4, 32, 2, ahead=2)
-    got = lone_row_down(acted, row, down, width, beside, tuning=tuning)
+    got = lone_row_down(acted, chosen, down, width, beside, tuning=tuning)
     expected = reference.mix(x, reference.route(logits, rule), gate_up, down)
     expected += shared.float() * logits[:, 9:].sigmoid() + residual
     assert_close(kept, expected, dtype)
@@ -336,5 +336,5 @@ def test_wrong_inputs_are_refused() -> None:
         experts_down(x, randn(32, 4), 8, routing)
     with pytest.raises(KernelInputError, match="a gate of nothing"):
         combine(randn(4, 8), routing.chosen.weights, Beside(gate_logits=logits[:, :1]))
-    with pytest.raises(KernelInputError, match="2 rows"):
-        lone_row_up(LoneRow(x, logits, RouterRule(4, 2)), randn(32, 8), 4, "silu")
+    with pytest.raises(KernelInputError, match="the experts of 2 rows"):
+        lone_row_up(x[:1], routing.chosen, randn(32, 8), 4, "silu")

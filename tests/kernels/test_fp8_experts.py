@@ -15,8 +15,8 @@ from tokenbus.kernels.experts.fp8_grouped import fp8_experts_down, fp8_experts_u
 from tokenbus.kernels.experts.fp8_stack import Fp8Stack
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
 from tokenbus.kernels.experts.rounded_norm import add_rms_norm_both
-from tokenbus.kernels.experts.router import LoneRow, route_few
-from tokenbus.kernels.experts.routing import route
+from tokenbus.kernels.experts.router import route_few
+from tokenbus.kernels.experts.routing import choose, route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RowTuning, UpRowTuning
 from tokenbus.kernels.launch import KernelInputError
@@ -122,11 +122,11 @@ def test_a_lone_row_is_not_rounded(width: int, inner: int, block_k: int, block: 
     down = drawn_stack(9 * width, inner, block, 2)
     x, logits = randn(1, width).to(HALF), randn(1, 9, seed=3)
     rule, tuning = RouterRule(9, 3), RowTuning(16, block_k, 2, ahead=2)
-    row = LoneRow(x, logits, rule)
-    acted = lone_row_up(row, gate_up, inner, "silu", tuning=UpRowTuning(16, 3, 2))
+    chosen = choose(logits, rule)
+    acted = lone_row_up(x, chosen, gate_up, inner, "silu", tuning=UpRowTuning(16, 3, 2))
     residual = randn(1, width, seed=7)
     kept = residual.clone()
-    got = lone_row_down(acted, row, down, width, Beside(residual=kept), tuning=tuning)
+    got = lone_row_down(acted, chosen, down, width, Beside(residual=kept), tuning=tuning)
     expected = reference.mix(x, reference.route(logits, rule), exact_of(gate_up), exact_of(down))
     assert_close(kept, expected + residual, HALF)
     assert torch.equal(got, kept.to(HALF))

@@ -10,7 +10,7 @@ from tokenbus.engine.models.experts.triton_stacks import PlainExperts, bound_exp
 from tokenbus.engine.models.product import MixtureProduct
 from tokenbus.kernels.experts.combine import Beside, combine
 from tokenbus.kernels.experts.rounded_norm import add_rms_norm_both
-from tokenbus.kernels.experts.router import MAX_FEW_ROWS, route_few, route_lone
+from tokenbus.kernels.experts.router import MAX_FEW_ROWS, route_few
 from tokenbus.kernels.experts.routing import route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import tile_rows_for
@@ -77,26 +77,20 @@ class TritonMixture(MixtureProduct):
 
         Returns: [T, H], the sum rounded to the dtype of x; of several rows `behind` the next norm.
         """
-        weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-        router = self._mixture.router
-        if x.shape[0] == 1:
-            row = route_lone(
-                x, router, self._rule, norm_weight=weight, eps=eps, watch=self._watch
-            )  # fmt: skip
-            return self._experts.of_lone_row(row, self._beside(row.rows, row.logits, residual))
         few = route_few(
             x,
-            router,
+            self._mixture.router,
             self._rule,
-            norm_weight=weight,
-            eps=eps,
+            norm_weight=None if norm is None else norm.weight,
+            eps=0.0 if norm is None else norm.eps,
             watch=self._watch,
-            rounds=self._experts.rounds_rows,
+            rounds=self._experts.rounds_rows and x.shape[0] > 1,
         )
+        beside = self._beside(few.rows, few.logits, residual)
+        if x.shape[0] == 1:
+            return self._experts.of_lone_row(few.rows, few.chosen, beside)
         pairs = self._experts.of_pairs(few.rows, few, few.rounded)
-        return combine(
-            pairs, few.chosen.weights, self._beside(few.rows, few.logits, residual), behind
-        )
+        return combine(pairs, few.chosen.weights, beside, behind)
 
     def _of_many(self, x: Tensor, rounded: QuantizedRows | None) -> Tensor:
         rule = self._rule

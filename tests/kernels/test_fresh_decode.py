@@ -4,7 +4,8 @@ import pytest
 import torch
 from models.paged_batch import DEVICE, DTYPES, HALF, PagedBatch, assert_close, make_batch
 
-from tokenbus.kernels.attention.paged_decode import FreshTokens, paged_decode
+from tokenbus.kernels.attention.fresh_decode import FreshTokens, fresh_decode
+from tokenbus.kernels.attention.paged_decode import paged_decode
 from tokenbus.kernels.attention.prefix_groups import PrefixGroup, PrefixGroups
 from tokenbus.kernels.attention.work_list import DecodeWork, SplitPolicy
 from tokenbus.kernels.launch import KernelInputError
@@ -82,10 +83,9 @@ def test_one_launch_does_what_two_do(
     work = work_of(batch, rounded=rounded)
     work.build(batch.context_lens)
     options = {"scale": head_dim**-0.5}
-    got = paged_decode(
-        qkv, *pages, batch.block_table, batch.context_lens, work, **options, fresh=fresh,
-        k_scales=scales[0], v_scales=scales[1],
-        out=torch.full_like(batch.q, torch.nan),
+    got = fresh_decode(
+        qkv, fresh, *pages, batch.block_table, batch.context_lens, work, **options,
+        k_scales=scales[0], v_scales=scales[1], out=torch.full_like(batch.q, torch.nan),
     )  # fmt: skip
     k_pages, v_pages, *more = kept
     both = dict(zip(("k_scales", "v_scales"), more, strict=bool(more)))
@@ -119,7 +119,7 @@ def test_tokens_are_not_written_amid_shared_runs() -> None:
     work = work_of(batch, rounded=False, groups=groups)
     qkv = drawn(len(LENS), HEADS + 2 * KV_HEADS, 32, dtype=HALF)
     with pytest.raises(KernelInputError, match="amid shared runs"):
-        paged_decode(
-            qkv, batch.k_pages, batch.v_pages, batch.block_table, batch.context_lens, work,
-            scale=1.0, fresh=fresh_tokens(batch, 32, HALF, normed=True),
+        fresh_decode(
+            qkv, fresh_tokens(batch, 32, HALF, normed=True), batch.k_pages, batch.v_pages,
+            batch.block_table, batch.context_lens, work, scale=1.0,
         )  # fmt: skip

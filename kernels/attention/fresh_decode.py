@@ -1,0 +1,385 @@
+"""Decode attention of few rows from their projections: rotation, pages and attention in one launch.
+
+Few rows wait more than they read: for the launch before, for page ids, for keys. So an item's last
+tile is on its way before the inputs are there. The current token, which is among them, takes its
+place in that tile, and is written to its page meanwhile.
+"""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.attention.decode_items import finish_item, load_item
+from tokenbus.kernels.attention.decode_tile import attend_tile, close_tiles, load_tile
+from tokenbus.kernels.attention.rounded_tile import (
+    close_rounded,
+    fold_rounded,
+    load_rounded,
+    split_queries,
+)
+from tokenbus.kernels.launch import (
+    dependent_launch,
+    next_power_of_2,
+    num_processors,
+    release_successor,
+    require,
+    require_contiguous,
+    wait_for_inputs,
+)
+from tokenbus.kernels.page_scales import check_page_dtypes
+from tokenbus.kernels.quantize import magnitude, page_number, scales_of_top
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.attention.work_list import DecodeWork
+
+# Bytes of a K tile: its numbers and those of V are in registers.
+_TILE_BYTES = 64 * 128 * 2
+
+
+@dataclass(frozen=True, slots=True)
+class FreshTokens:
+    """What turns projections of N tokens into queries, and into keys and values of pages.
+
+    positions, slots: [N] int64. cos, sin: [max_len, R] float32, halves equal, or None.
+    q_norm, k_norm: [D], norms of heads, or None.
+    """
+
+    positions: Tensor
+    slots: Tensor
+    cos: Tensor | None
+    sin: Tensor | None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    eps: float = 1e-6
+
+    @property
+    def rotary_dim(self) -> int:
+        """Dims of a head that are rotated."""
+        return 0 if self.cos is None else self.cos.shape[1]
+
+
+@triton.jit
+def _partners(dims, ROT: tl.constexpr):
+    """Return the dim that each dim is rotated with."""
+    HALF: tl.constexpr = ROT // 2
+    return tl.where(dims < HALF, dims + HALF, tl.where(dims < ROT, dims - HALF, dims))
+
+
+@triton.jit
+def _load_turn(cos, sin, position, dims, ROT: tl.constexpr):
+    """Load what dims of a position are multiplied by, and their partners."""
+    HALF: tl.constexpr = ROT // 2
+    if ROT == 0:
+        return tl.full(dims.shape, 1.0, tl.float32), tl.zeros(dims.shape, tl.float32)
+    # The second half of the table: both halves are equal, and some tables sign the first.
+    at = position * ROT + HALF + tl.where(dims < HALF, dims, dims - HALF)
+    turn_sin = tl.load(sin + at, mask=dims < ROT, other=0.0)
+    return tl.load(cos + at, mask=dims < ROT, other=1.0), tl.where(dims < HALF, -turn_sin, turn_sin)
+
+
+@triton.jit
+def _load_norm(norm, dims, in_dims, ROT: tl.constexpr):
+    """Load the norm's weights of dims and of their partners; 1 without a norm."""
+    one = tl.full(dims.shape, 1.0, tl.float32)
+    if norm is None:
+        return one, one
+    partners = _partners(dims, ROT)
+    return (tl.load(norm + dims, mask=in_dims, other=0.0).to(tl.float32),
+            tl.load(norm + partners, mask=in_dims, other=0.0).to(tl.float32))  # fmt: skip
+
+
+@triton.jit
+def _turned(heads_at, live, dims, in_dims, turn, norm, eps, D: tl.constexpr, ROT: tl.constexpr,
+            HAS_NORM: tl.constexpr):  # fmt: skip
+    """Load whole heads of a token, normalise and rotate them: [R, BLOCK_D] float32.
+
+    heads_at: [R], where they begin. A dim is loaded beside the one that it is rotated with.
+    """
+    mask = live[:, None] & in_dims[None, :]
+    value = tl.load(heads_at[:, None] + dims[None, :], mask=mask, other=0.0).to(tl.float32)
+    if ROT == 0:
+        partner = tl.zeros_like(value)
+    else:
+        at = heads_at[:, None] + _partners(dims, ROT)[None, :]
+        partner = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        scale = tl.rsqrt(tl.sum(value * value, axis=1) / D + eps)[:, None]
+        value *= scale * norm[0][None, :]
+        partner *= scale * norm[1][None, :]
+    return value * turn[0][None, :] + partner * turn[1][None, :]
+
+
+@triton.jit
+def _placed(tile, fresh, is_fresh):
+    """Put the current token where it belongs in a tile; numbers of e4m3 move as they are."""
+    if tile.dtype == tl.float8e4nv:
+        bits = tl.where(is_fresh, fresh.to(tl.int8, bitcast=True), tile.to(tl.int8, bitcast=True))
+        return bits.to(tl.float8e4nv, bitcast=True)
+    return tl.where(is_fresh, fresh, tile)
+
+
+@triton.jit
+def _attend_plain(query, key, value, k, v, k_pages, v_pages, table_row, head, page_stride, begin,
+                  last, end, is_newest, first_visible, scale, softcap, D: tl.constexpr,
+                  S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+                  ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                  HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Attend over the tile [last, end), k and v, with the current token in it, and those before."""
+    is_fresh = ((last + tl.arange(0, BLOCK_N) == end - 1) & is_newest)[:, None]
+    k = _placed(k, key[None, :], is_fresh)
+    v = _placed(v, value[None, :], is_fresh)
+    m = tl.full([ROWS], float("-inf"), tl.float32)
+    sums = tl.zeros([ROWS, BLOCK_N] if ROWS <= 16 else [ROWS], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    m, sums, acc = attend_tile(query, k, v, m, sums, acc, last, end, first_visible, scale, softcap,
+                               BLOCK_N, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+    for offset in tl.range(0, last - begin, BLOCK_N, num_stages=2 * DEPTH + 1):
+        start = begin + offset
+        k = load_tile(k_pages, table_row, head * (S * D), page_stride, start, last, D, S, BLOCK_N,
+                      BLOCK_D, False, "evict_first")  # fmt: skip
+        v = load_tile(v_pages, table_row, head * (S * D), page_stride, start, last, D, S, BLOCK_N,
+                      BLOCK_D, False, "evict_first")  # fmt: skip
+        m, sums, acc = attend_tile(query, k, v, m, sums, acc, start, last, first_visible, scale,
+                                   softcap, BLOCK_N, False, HAS_WINDOW, HAS_SOFTCAP,
+                                   PRECISION)  # fmt: skip
+    return close_tiles(m, sums, acc)
+
+
+@triton.jit
+def _attend_rounded(query, key, value, key_scale, value_scale, k, v, k_scale, v_scale, k_pages,
+                    v_pages, k_scales, v_scales, table_row, head, page_stride, begin, last, end,
+                    is_newest, first_visible, scale, softcap, HKV: tl.constexpr, D: tl.constexpr,
+                    S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+                    ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                    HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Do the same over pages of FP8; each query is given twice."""
+    is_fresh = (last + tl.arange(0, BLOCK_N) == end - 1) & is_newest
+    k = _placed(k, key[None, :], is_fresh[:, None])
+    v = _placed(v, value[:, None], is_fresh[None, :])
+    k_scale = tl.where(is_fresh, key_scale, k_scale)
+    v_scale = tl.where(is_fresh, value_scale, v_scale)
+    query, q_scale = split_queries(query, ROWS)
+    m = tl.full([ROWS], float("-inf"), tl.float32)
+    sums = tl.zeros([BLOCK_N, ROWS], tl.float32)
+    acc = tl.zeros([BLOCK_D, 2 * ROWS], tl.float32)
+    m, sums, acc = fold_rounded(query, q_scale, k, v, k_scale, v_scale, m, sums, acc, last, end,
+                                first_visible, scale, softcap, ROWS, BLOCK_N, HAS_WINDOW,
+                                HAS_SOFTCAP)  # fmt: skip
+    for offset in tl.range(0, last - begin, BLOCK_N, num_stages=2 * DEPTH + 1):
+        start = begin + offset
+        k, v, k_scale, v_scale = load_rounded(
+            k_pages, v_pages, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride,
+            start, last, D, S, HKV, BLOCK_N, BLOCK_D, False, "evict_first")  # fmt: skip
+        m, sums, acc = fold_rounded(query, q_scale, k, v, k_scale, v_scale, m, sums, acc, start,
+                                    last, first_visible, scale, softcap, ROWS, BLOCK_N, HAS_WINDOW,
+                                    HAS_SOFTCAP)  # fmt: skip
+    return close_rounded(m, sums, acc, ROWS, BLOCK_D)
+
+
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
+def _fresh_kernel(
+    qkv, positions, slots, cos, sin, q_norm, k_norm, k_pages, v_pages, k_scales, v_scales, out,
+    block_table, context_lens, items, num_items, parts, part_o, part_lse, arrivals, eps,
+    table_stride, page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr,
+    HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, ROT: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Work through every num_programs-th item of the list; see `_decode_kernel` for LISTED.
+
+    All that was in the pages before this pass is visible before the wait if a launch of the pass
+    has looked at the list: it let go behind its own wait.
+    """
+    GROUP: tl.constexpr = HQ // HKV
+    IS_ROUNDED: tl.constexpr = k_scales is not None
+    if not LISTED:
+        wait_for_inputs(PDL)
+        release_successor(PDL)
+    dims = tl.arange(0, BLOCK_D)
+    in_dims = dims < D
+    # Products in FP8 take each query twice.
+    group = tl.arange(0, 2 * ROWS) // 2 if IS_ROUNDED else tl.arange(0, ROWS)
+    one = tl.zeros([1], tl.int32)
+    total = tl.load(num_items) * HKV
+    for place in tl.range(tl.program_id(0), total, tl.num_programs(0), num_stages=1):
+        row, begin, end, part, num_parts, _, _ = load_item(items, place // HKV, True)
+        head = place % HKV
+        # Only the row's last part has the current token; a row without tokens has none.
+        is_newest = (part == num_parts - 1) & (begin < end)
+        last = begin + (tl.maximum(end - begin, 1) - 1) // BLOCK_N * BLOCK_N
+        table_row = block_table + row.to(tl.int64) * table_stride
+        slot = tl.load(slots + row)
+        turn = _load_turn(cos, sin, tl.load(positions + row), dims, ROT)
+        norm_q = _load_norm(q_norm, dims, in_dims, ROT)
+        norm_k = _load_norm(k_norm, dims, in_dims, ROT)
+        first_visible = 0
+        if HAS_WINDOW:
+            first_visible = tl.load(context_lens + row) - window
+        if IS_ROUNDED:
+            k, v, k_scale, v_scale = load_rounded(
+                k_pages, v_pages, k_pages, v_pages, k_scales, v_scales, table_row, head,
+                page_stride, last, end, D, S, HKV, BLOCK_N, BLOCK_D, False, "evict_first",
+                begin < end)  # fmt: skip
+        else:
+            k = load_tile(k_pages, table_row, head * (S * D), page_stride, last, end, D, S, BLOCK_N,
+                          BLOCK_D, True, "evict_first")  # fmt: skip
+            v = load_tile(v_pages, table_row, head * (S * D), page_stride, last, end, D, S, BLOCK_N,
+                          BLOCK_D, True, "evict_first")  # fmt: skip
+        if LISTED:
+            wait_for_inputs(PDL)
+            release_successor(PDL)
+        token = qkv + row.to(tl.int64) * ((HQ + 2 * HKV) * D)
+        query = _turned(token + (head * GROUP + group) * D, group < GROUP, dims, in_dims, turn,
+                        norm_q, eps, D, ROT, HAS_NORM).to(qkv.dtype.element_ty)  # fmt: skip
+        key = _turned(token + (HQ + head) * D + one, one == 0, dims, in_dims, turn, norm_k, eps, D,
+                      ROT, HAS_NORM)  # fmt: skip
+        key = tl.reshape(key, [BLOCK_D])
+        value = tl.load(token + (HQ + HKV + head) * D + dims, mask=in_dims, other=0.0)
+        base = slot // S * page_stride + head * (S * D)
+        offset = slot % S
+        mask = in_dims & is_newest
+        if IS_ROUNDED:
+            value = value.to(tl.float32)
+            key_scale, inverse = scales_of_top(tl.max(magnitude(key)))
+            key = page_number(key, inverse)
+            value_scale, inverse = scales_of_top(tl.max(magnitude(value)))
+            value = page_number(value, inverse)
+            at = slot // S * (HKV * S) + head * S + offset
+            tl.store(k_scales + at, key_scale, mask=is_newest)
+            tl.store(v_scales + at, value_scale, mask=is_newest)
+            tl.store(k_pages + base + offset * D + dims, key, mask=mask)
+            # A page has tokens of values innermost.
+            tl.store(v_pages + base + offset + dims * S, value, mask=mask)
+            result, lse = _attend_rounded(
+                query, key, value, key_scale, value_scale, k, v, k_scale, v_scale, k_pages, v_pages,
+                k_scales, v_scales, table_row, head, page_stride, begin, last, end, is_newest,
+                first_visible, scale, softcap, HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW,
+                HAS_SOFTCAP)  # fmt: skip
+        else:
+            key = key.to(qkv.dtype.element_ty)
+            tl.store(k_pages + base + offset * D + dims, key, mask=mask)
+            tl.store(v_pages + base + offset * D + dims, value, mask=mask)
+            result, lse = _attend_plain(
+                query, key, value, k, v, k_pages, v_pages, table_row, head, page_stride, begin,
+                last, end, is_newest, first_visible, scale, softcap, D, S, BLOCK_N, BLOCK_D, ROWS,
+                DEPTH, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+        finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, part_lse, arrivals,
+                    part_stride, HQ, HKV, D, BLOCK_D, ROWS)  # fmt: skip
+
+
+def _check(
+    qkv: Tensor, fresh: FreshTokens, k_pages: Tensor, v_pages: Tensor, block_table: Tensor,
+    work: DecodeWork,
+) -> None:  # fmt: skip
+    """Refuse what the kernel would read or write wrongly."""
+    num_rows, num_heads, head_dim = qkv.shape
+    require_contiguous(
+        qkv=qkv, k_pages=k_pages, v_pages=v_pages, cos=fresh.cos, sin=fresh.sin,
+        positions=fresh.positions, slots=fresh.slots,
+    )  # fmt: skip
+    shape = (work.num_heads, work.num_kv_heads, work.page_size, work.head_dim)
+    given = (num_heads - 2 * work.num_kv_heads, k_pages.shape[1], k_pages.shape[2], head_dim)
+    require(given == shape, f"(Hq, Hkv, S, D) is {given}, the work list was made for {shape}")
+    require(16 <= head_dim <= 256 and head_dim % 16 == 0, f"head dim {head_dim}")
+    require(num_rows <= work.max_rows, f"{num_rows} rows, buffers hold {work.max_rows}")
+    require(work.active_groups is None, "tokens are not written amid shared runs")
+    require(block_table.dtype == torch.int32, f"block_table is {block_table.dtype}")
+    require(block_table.shape[0] >= num_rows and block_table.stride(1) == 1, "block_table layout")
+    require((fresh.q_norm is None) == (fresh.k_norm is None), "q_norm and k_norm come together")
+    require((fresh.cos is None) == (fresh.sin is None), "cos and sin come together")
+    rotary = fresh.rotary_dim
+    require(rotary <= head_dim and rotary % 2 == 0, f"rotary dims {rotary} of {head_dim}")
+    require(len(fresh.positions) == len(fresh.slots) == num_rows, "a position and a slot per row")
+
+
+def fresh_decode(
+    qkv: Tensor,
+    fresh: FreshTokens,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    work: DecodeWork,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    listed: bool = False,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Rotate the current token of each sequence, write it to its slot, attend over all tokens.
+
+    Args:
+        qkv: [N, Hq + 2 Hkv, D], bf16/fp16/fp32, contiguous: projections. fresh: of the N tokens.
+        k_pages, v_pages, k_scales, v_scales, block_table, context_lens, listed: as of
+            `paged_decode`; no tokens are read together.
+    Returns: [N, Hq, D], dtype of qkv; all in between is fp32.
+    Raises: KernelInputError if shapes, dtypes or layouts do not match.
+    Twin: `qkv_rope`, then reference.paged_decode.
+    """
+    _check(qkv, fresh, k_pages, v_pages, block_table, work)
+    check_page_dtypes(qkv.dtype, k_pages, v_pages, k_scales, v_scales)
+    num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
+    shape = (qkv.shape[0], num_heads, head_dim)
+    out = qkv.new_empty(shape) if out is None else out
+    require(out.shape == shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
+    rounded = k_scales is not None
+    row_bytes = next_power_of_2(head_dim) * k_pages.element_size()
+    options = dependent_launch(qkv.device)
+    _fresh_kernel[(2 * num_processors(qkv.device),)](
+        qkv,
+        fresh.positions,
+        fresh.slots,
+        fresh.cos,
+        fresh.sin,
+        fresh.q_norm,
+        fresh.k_norm,
+        k_pages,
+        v_pages,
+        k_scales,
+        v_scales,
+        out,
+        block_table,
+        context_lens,
+        work.items,
+        work.num_items,
+        work.parts,
+        work.part_o,
+        work.part_lse,
+        work.arrivals,
+        fresh.eps,
+        block_table.stride(0),
+        k_pages.stride(0),
+        work.part_stride,
+        scale,
+        softcap or 1.0,
+        work.sliding_window or 0,
+        HQ=num_heads,
+        HKV=num_kv_heads,
+        D=head_dim,
+        S=work.page_size,
+        BLOCK_N=64 if rounded else min(64, max(16, _TILE_BYTES // row_bytes)),
+        # A product in FP8 sums at least 32 numbers.
+        BLOCK_D=max(next_power_of_2(head_dim), 32 if rounded else 16),
+        ROWS=max(8 if rounded else 16, next_power_of_2(num_heads // num_kv_heads)),
+        DEPTH=2,
+        ROT=fresh.rotary_dim,
+        HAS_NORM=fresh.q_norm is not None,
+        HAS_WINDOW=work.sliding_window is not None,
+        HAS_SOFTCAP=softcap is not None,
+        PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
+        LISTED=listed and options["PDL"],
+        num_warps=4,
+        **options,
+    )
+    return out
