@@ -128,12 +128,12 @@ def _placed(tile, fresh, is_fresh):
 
 @triton.jit
 def _attend_plain(query, key, value, k, v, k_pages, v_pages, table_row, head, page_stride, begin,
-                  last, end, is_newest, first_visible, scale, softcap, D: tl.constexpr,
+                  last, end, newest, first_visible, scale, softcap, D: tl.constexpr,
                   S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                   ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
                   HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Attend over the tile [last, end), k and v, with the current token in it, and those before."""
-    is_fresh = ((last + tl.arange(0, BLOCK_N) == end - 1) & is_newest)[:, None]
+    is_fresh = (last + tl.arange(0, BLOCK_N) == newest)[:, None]
     k = _placed(k, key[None, :], is_fresh)
     v = _placed(v, value[None, :], is_fresh)
     m = tl.full([ROWS], float("-inf"), tl.float32)
@@ -156,12 +156,12 @@ def _attend_plain(query, key, value, k, v, k_pages, v_pages, table_row, head, pa
 @triton.jit
 def _attend_rounded(query, key, value, key_scale, value_scale, k, v, k_scale, v_scale, k_pages,
                     v_pages, k_scales, v_scales, table_row, head, page_stride, begin, last, end,
-                    is_newest, first_visible, scale, softcap, HKV: tl.constexpr, D: tl.constexpr,
+                    newest, first_visible, scale, softcap, HKV: tl.constexpr, D: tl.constexpr,
                     S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                     ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
                     HAS_SOFTCAP: tl.constexpr):  # fmt: skip
     """Do the same over pages of FP8; each query is given twice."""
-    is_fresh = (last + tl.arange(0, BLOCK_N) == end - 1) & is_newest
+    is_fresh = last + tl.arange(0, BLOCK_N) == newest
     k = _placed(k, key[None, :], is_fresh[:, None])
     v = _placed(v, value[:, None], is_fresh[None, :])
     k_scale = tl.where(is_fresh, key_scale, k_scale)
@@ -214,7 +214,7 @@ def _fresh_kernel(
         row, begin, end, part, num_parts, _, _ = load_item(items, place // HKV, True)
         head = place % HKV
         # Only the row's last part has the current token; a row without tokens has none.
-        is_newest = (part == num_parts - 1) & (begin < end)
+        newest = tl.where((part == num_parts - 1) & (begin < end), end - 1, -1)
         last = begin + (tl.maximum(end - begin, 1) - 1) // BLOCK_N * BLOCK_N
         table_row = block_table + row.to(tl.int64) * table_stride
         slot = tl.load(slots + row)
@@ -228,7 +228,7 @@ def _fresh_kernel(
             k, v, k_scale, v_scale = load_rounded(
                 k_pages, v_pages, k_pages, v_pages, k_scales, v_scales, table_row, head,
                 page_stride, last, end, D, S, HKV, BLOCK_N, BLOCK_D, False, "evict_first",
-                begin < end)  # fmt: skip
+                True)  # fmt: skip
         else:
             k = load_tile(k_pages, table_row, head * (S * D), page_stride, last, end, D, S, BLOCK_N,
                           BLOCK_D, True, "evict_first")  # fmt: skip
@@ -246,7 +246,7 @@ def _fresh_kernel(
         value = tl.load(token + (HQ + HKV + head) * D + dims, mask=in_dims, other=0.0)
         base = slot // S * page_stride + head * (S * D)
         offset = slot % S
-        mask = in_dims & is_newest
+        mask = in_dims & (tl.zeros_like(dims) <= newest)
         if IS_ROUNDED:
             value = value.to(tl.float32)
             key_scale, inverse = scales_of_top(tl.max(magnitude(key)))
@@ -254,14 +254,14 @@ def _fresh_kernel(
             value_scale, inverse = scales_of_top(tl.max(magnitude(value)))
             value = page_number(value, inverse)
             at = slot // S * (HKV * S) + head * S + offset
-            tl.store(k_scales + at, key_scale, mask=is_newest)
-            tl.store(v_scales + at, value_scale, mask=is_newest)
+            tl.store(k_scales + at, key_scale, mask=newest >= 0)
+            tl.store(v_scales + at, value_scale, mask=newest >= 0)
             tl.store(k_pages + base + offset * D + dims, key, mask=mask)
             # A page has tokens of values innermost.
             tl.store(v_pages + base + offset + dims * S, value, mask=mask)
             result, lse = _attend_rounded(
                 query, key, value, key_scale, value_scale, k, v, k_scale, v_scale, k_pages, v_pages,
-                k_scales, v_scales, table_row, head, page_stride, begin, last, end, is_newest,
+                k_scales, v_scales, table_row, head, page_stride, begin, last, end, newest,
                 first_visible, scale, softcap, HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW,
                 HAS_SOFTCAP)  # fmt: skip
         else:
@@ -270,7 +270,7 @@ def _fresh_kernel(
             tl.store(v_pages + base + offset * D + dims, value, mask=mask)
             result, lse = _attend_plain(
                 query, key, value, k, v, k_pages, v_pages, table_row, head, page_stride, begin,
-                last, end, is_newest, first_visible, scale, softcap, D, S, BLOCK_N, BLOCK_D, ROWS,
+                last, end, newest, first_visible, scale, softcap, D, S, BLOCK_N, BLOCK_D, ROWS,
                 DEPTH, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
         finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, part_lse, arrivals,
                     part_stride, HQ, HKV, D, BLOCK_D, ROWS)  # fmt: skip

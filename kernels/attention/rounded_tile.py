@@ -60,17 +60,20 @@ def split_queries(q, G: tl.constexpr):
 def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
                   page_stride, start, end, D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr,
                   BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BULK: tl.constexpr,
-                  EVICT: tl.constexpr, there=True):  # fmt: skip
+                  EVICT: tl.constexpr, MAY_END: tl.constexpr = False):  # fmt: skip
     """Load a tile: keys [BLOCK_N, BLOCK_D], values [BLOCK_D, BLOCK_N] and the scales of both.
 
-    Tokens beyond `end` are what memory holds, finite always; their scales may be NaN. Where no
-    token is `there` it is the scratch page that is read.
+    Tokens beyond `end` are what memory holds, finite always; their scales may be NaN. MAY_END: there
+    may be no token at all, `end` zero; then it is the scratch page that is read.
     """
     offs_n = tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     if S % BLOCK_N == 0:
         at = tl.minimum(start, end - 1) // BLOCK_N
-        page = tl.load(table_row + at // (S // BLOCK_N), mask=there, other=0)
+        if MAY_END:
+            page = tl.load(table_row + at // (S // BLOCK_N), mask=end > 0, other=0)
+        else:
+            page = tl.load(table_row + at // (S // BLOCK_N))
         inside = at % (S // BLOCK_N) * BLOCK_N
         tile = page.to(tl.int64) * (HKV * S) + head * S + inside + offs_n
         if BULK:
@@ -91,7 +94,7 @@ def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_r
                 v = tl.load(v_pages + v_at, eviction_policy=EVICT)
     else:
         token = tl.minimum(start + offs_n, end - 1)
-        page = tl.load(table_row + token // S, mask=there, other=0).to(tl.int64)
+        page = tl.load(table_row + token // S, mask=token >= 0, other=0).to(tl.int64)
         tile = page * (HKV * S) + head * S + token % S
         base = page * page_stride + head * (S * D) + token % S * D
         v_base = page * page_stride + head * (S * D) + token % S
