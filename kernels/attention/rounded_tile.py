@@ -63,8 +63,8 @@ def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_r
                   EVICT: tl.constexpr, MAY_END: tl.constexpr = False):  # fmt: skip
     """Load a tile: keys [BLOCK_N, BLOCK_D], values [BLOCK_D, BLOCK_N] and the scales of both.
 
-    Tokens beyond `end` are what memory holds, finite always; their scales may be NaN. MAY_END: there
-    may be no token at all, `end` zero; then it is the scratch page that is read.
+    Tokens beyond `end` are what memory holds, finite always; their scales may be NaN. MAY_END:
+    there may be no token at all, `end` zero; then it is the scratch page that is read.
     """
     offs_n = tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
