@@ -185,7 +185,7 @@ def _attend_rounded(query, key, value, key_scale, value_scale, k, v, k_scale, v_
 
 
 @triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
-def _fresh_kernel(
+def _fresh_decode_kernel(
     qkv, positions, slots, cos, sin, q_norm, k_norm, k_pages, v_pages, k_scales, v_scales, out,
     block_table, context_lens, items, num_items, parts, part_o, part_lse, arrivals, eps,
     table_stride, page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr,
@@ -336,7 +336,7 @@ def fresh_decode(
     rounded = k_scales is not None
     row_bytes = next_power_of_2(head_dim) * k_pages.element_size()
     options = dependent_launch(qkv.device)
-    _fresh_kernel[(2 * num_processors(qkv.device),)](
+    _fresh_decode_kernel[(2 * num_processors(qkv.device),)](
         qkv,
         fresh.positions,
         fresh.slots,
