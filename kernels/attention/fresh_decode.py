@@ -16,13 +16,10 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.attention.decode_items import finish_item, load_item
-from tokenbus.kernels.attention.decode_tile import attend_tile, close_tiles, load_tile
-from tokenbus.kernels.attention.rounded_tile import (
-    close_rounded,
-    fold_rounded,
-    load_rounded,
-    split_queries,
-)
+from tokenbus.kernels.attention.decode_tile import load_tile
+from tokenbus.kernels.attention.fresh_tile import attend_plain_fresh, attend_rounded_fresh
+from tokenbus.kernels.attention.fresh_token import load_norm, load_turn, turned
+from tokenbus.kernels.attention.rounded_tile import load_rounded
 from tokenbus.kernels.launch import (
     dependent_launch,
     next_power_of_2,
@@ -66,124 +63,6 @@ class FreshTokens:
         return 0 if self.cos is None else self.cos.shape[1]
 
 
-@triton.jit
-def _partners(dims, ROT: tl.constexpr):
-    """Return the dim that each dim is rotated with."""
-    HALF: tl.constexpr = ROT // 2
-    return tl.where(dims < HALF, dims + HALF, tl.where(dims < ROT, dims - HALF, dims))
-
-
-@triton.jit
-def _load_turn(cos, sin, position, dims, ROT: tl.constexpr):
-    """Load what dims of a position are multiplied by, and their partners."""
-    HALF: tl.constexpr = ROT // 2
-    if ROT == 0:
-        return tl.full(dims.shape, 1.0, tl.float32), tl.zeros(dims.shape, tl.float32)
-    # The second half of the table: both halves are equal, and some tables sign the first.
-    at = position * ROT + HALF + tl.where(dims < HALF, dims, dims - HALF)
-    turn_sin = tl.load(sin + at, mask=dims < ROT, other=0.0)
-    return tl.load(cos + at, mask=dims < ROT, other=1.0), tl.where(dims < HALF, -turn_sin, turn_sin)
-
-
-@triton.jit
-def _load_norm(norm, dims, in_dims, ROT: tl.constexpr):
-    """Load the norm's weights of dims and of their partners; 1 without a norm."""
-    one = tl.full(dims.shape, 1.0, tl.float32)
-    if norm is None:
-        return one, one
-    partners = _partners(dims, ROT)
-    return (tl.load(norm + dims, mask=in_dims, other=0.0).to(tl.float32),
-            tl.load(norm + partners, mask=in_dims, other=0.0).to(tl.float32))  # fmt: skip
-
-
-@triton.jit
-def _turned(heads_at, live, dims, in_dims, turn, norm, eps, D: tl.constexpr, ROT: tl.constexpr,
-            HAS_NORM: tl.constexpr):  # fmt: skip
-    """Load whole heads of a token, normalise and rotate them: [R, BLOCK_D] float32.
-
-    heads_at: [R], where they begin. A dim is loaded beside the one that it is rotated with.
-    """
-    mask = live[:, None] & in_dims[None, :]
-    value = tl.load(heads_at[:, None] + dims[None, :], mask=mask, other=0.0).to(tl.float32)
-    if ROT == 0:
-        partner = tl.zeros_like(value)
-    else:
-        at = heads_at[:, None] + _partners(dims, ROT)[None, :]
-        partner = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    if HAS_NORM:
-        scale = tl.rsqrt(tl.sum(value * value, axis=1) / D + eps)[:, None]
-        value *= scale * norm[0][None, :]
-        partner *= scale * norm[1][None, :]
-    return value * turn[0][None, :] + partner * turn[1][None, :]
-
-
-@triton.jit
-def _placed(tile, fresh, is_fresh):
-    """Put the current token where it belongs in a tile; numbers of e4m3 move as they are."""
-    if tile.dtype == tl.float8e4nv:
-        bits = tl.where(is_fresh, fresh.to(tl.int8, bitcast=True), tile.to(tl.int8, bitcast=True))
-        return bits.to(tl.float8e4nv, bitcast=True)
-    return tl.where(is_fresh, fresh, tile)
-
-
-@triton.jit
-def _attend_plain(query, key, value, k, v, k_pages, v_pages, table_row, head, page_stride, begin,
-                  last, end, newest, first_visible, scale, softcap, D: tl.constexpr,
-                  S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-                  ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
-                  HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Attend over the tile [last, end), k and v, with the current token in it, and those before."""
-    is_fresh = (last + tl.arange(0, BLOCK_N) == newest)[:, None]
-    k = _placed(k, key[None, :], is_fresh)
-    v = _placed(v, value[None, :], is_fresh)
-    m = tl.full([ROWS], float("-inf"), tl.float32)
-    sums = tl.zeros([ROWS, BLOCK_N] if ROWS <= 16 else [ROWS], tl.float32)
-    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
-    m, sums, acc = attend_tile(query, k, v, m, sums, acc, last, end, first_visible, scale, softcap,
-                               BLOCK_N, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
-    for offset in tl.range(0, last - begin, BLOCK_N, num_stages=2 * DEPTH + 1):
-        start = begin + offset
-        k = load_tile(k_pages, table_row, head * (S * D), page_stride, start, last, D, S, BLOCK_N,
-                      BLOCK_D, False, "evict_first")  # fmt: skip
-        v = load_tile(v_pages, table_row, head * (S * D), page_stride, start, last, D, S, BLOCK_N,
-                      BLOCK_D, False, "evict_first")  # fmt: skip
-        m, sums, acc = attend_tile(query, k, v, m, sums, acc, start, last, first_visible, scale,
-                                   softcap, BLOCK_N, False, HAS_WINDOW, HAS_SOFTCAP,
-                                   PRECISION)  # fmt: skip
-    return close_tiles(m, sums, acc)
-
-
-@triton.jit
-def _attend_rounded(query, key, value, key_scale, value_scale, k, v, k_scale, v_scale, k_pages,
-                    v_pages, k_scales, v_scales, table_row, head, page_stride, begin, last, end,
-                    newest, first_visible, scale, softcap, HKV: tl.constexpr, D: tl.constexpr,
-                    S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-                    ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
-                    HAS_SOFTCAP: tl.constexpr):  # fmt: skip
-    """Do the same over pages of FP8; each query is given twice."""
-    is_fresh = last + tl.arange(0, BLOCK_N) == newest
-    k = _placed(k, key[None, :], is_fresh[:, None])
-    v = _placed(v, value[:, None], is_fresh[None, :])
-    k_scale = tl.where(is_fresh, key_scale, k_scale)
-    v_scale = tl.where(is_fresh, value_scale, v_scale)
-    query, q_scale = split_queries(query, ROWS)
-    m = tl.full([ROWS], float("-inf"), tl.float32)
-    sums = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    acc = tl.zeros([BLOCK_D, 2 * ROWS], tl.float32)
-    m, sums, acc = fold_rounded(query, q_scale, k, v, k_scale, v_scale, m, sums, acc, last, end,
-                                first_visible, scale, softcap, ROWS, BLOCK_N, HAS_WINDOW,
-                                HAS_SOFTCAP)  # fmt: skip
-    for offset in tl.range(0, last - begin, BLOCK_N, num_stages=2 * DEPTH + 1):
-        start = begin + offset
-        k, v, k_scale, v_scale = load_rounded(
-            k_pages, v_pages, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride,
-            start, last, D, S, HKV, BLOCK_N, BLOCK_D, False, "evict_first")  # fmt: skip
-        m, sums, acc = fold_rounded(query, q_scale, k, v, k_scale, v_scale, m, sums, acc, start,
-                                    last, first_visible, scale, softcap, ROWS, BLOCK_N, HAS_WINDOW,
-                                    HAS_SOFTCAP)  # fmt: skip
-    return close_rounded(m, sums, acc, ROWS, BLOCK_D)
-
-
 @triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _fresh_decode_kernel(
     qkv, positions, slots, cos, sin, q_norm, k_norm, k_pages, v_pages, k_scales, v_scales, out,
@@ -218,9 +97,9 @@ def _fresh_decode_kernel(
         last = begin + (tl.maximum(end - begin, 1) - 1) // BLOCK_N * BLOCK_N
         table_row = block_table + row.to(tl.int64) * table_stride
         slot = tl.load(slots + row)
-        turn = _load_turn(cos, sin, tl.load(positions + row), dims, ROT)
-        norm_q = _load_norm(q_norm, dims, in_dims, ROT)
-        norm_k = _load_norm(k_norm, dims, in_dims, ROT)
+        turn = load_turn(cos, sin, tl.load(positions + row), dims, ROT)
+        norm_q = load_norm(q_norm, dims, in_dims, ROT)
+        norm_k = load_norm(k_norm, dims, in_dims, ROT)
         first_visible = 0
         if HAS_WINDOW:
             first_visible = tl.load(context_lens + row) - window
@@ -238,9 +117,9 @@ def _fresh_decode_kernel(
             wait_for_inputs(PDL)
             release_successor(PDL)
         token = qkv + row.to(tl.int64) * ((HQ + 2 * HKV) * D)
-        query = _turned(token + (head * GROUP + group) * D, group < GROUP, dims, in_dims, turn,
+        query = turned(token + (head * GROUP + group) * D, group < GROUP, dims, in_dims, turn,
                         norm_q, eps, D, ROT, HAS_NORM).to(qkv.dtype.element_ty)  # fmt: skip
-        key = _turned(token + (HQ + head) * D + one, one == 0, dims, in_dims, turn, norm_k, eps, D,
+        key = turned(token + (HQ + head) * D + one, one == 0, dims, in_dims, turn, norm_k, eps, D,
                       ROT, HAS_NORM)  # fmt: skip
         key = tl.reshape(key, [BLOCK_D])
         value = tl.load(token + (HQ + HKV + head) * D + dims, mask=in_dims, other=0.0)
@@ -259,7 +138,7 @@ def _fresh_decode_kernel(
             tl.store(k_pages + base + offset * D + dims, key, mask=mask)
             # A page has tokens of values innermost.
             tl.store(v_pages + base + offset + dims * S, value, mask=mask)
-            result, lse = _attend_rounded(
+            result, lse = attend_rounded_fresh(
                 query, key, value, key_scale, value_scale, k, v, k_scale, v_scale, k_pages, v_pages,
                 k_scales, v_scales, table_row, head, page_stride, begin, last, end, newest,
                 first_visible, scale, softcap, HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW,
@@ -268,7 +147,7 @@ def _fresh_decode_kernel(
             key = key.to(qkv.dtype.element_ty)
             tl.store(k_pages + base + offset * D + dims, key, mask=mask)
             tl.store(v_pages + base + offset * D + dims, value, mask=mask)
-            result, lse = _attend_plain(
+            result, lse = attend_plain_fresh(
                 query, key, value, k, v, k_pages, v_pages, table_row, head, page_stride, begin,
                 last, end, newest, first_visible, scale, softcap, D, S, BLOCK_N, BLOCK_D, ROWS,
                 DEPTH, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
