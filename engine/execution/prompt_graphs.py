@@ -69,7 +69,12 @@ def token_buckets(most: int) -> list[int]:
 
 
 def row_buckets(max_num_seqs: int) -> list[int]:
-    """Decoding rows that get a graph: few sizes, for they weigh little beside the prompts."""
+    """Decoding rows that get a graph: few sizes, for they weigh little beside the prompts.
+
+    A lone sequence has none beside it.
+    """
+    if max_num_seqs == 1:
+        return [0]
     sizes = [size for size in (0, 16, 64, 128) if size < max_num_seqs]
     return [*sizes, *range(256, max_num_seqs, 128), max_num_seqs]
 

@@ -85,6 +85,37 @@ def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
 
 
 @triton.jit
+def finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, part_lse, arrivals,
+                part_stride, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+                BLOCK_D: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """Write the heads of one KV head of a row; of several parts the last one merges them."""
+    GROUP: tl.constexpr = HQ // HKV
+    GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
+    offs_r = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    heads = head * GROUP + offs_r
+    valid = offs_r < GROUP
+    mask = valid[:, None] & (offs_d < D)[None, :]
+    place = (row * HQ + heads)[:, None] * D + offs_d[None, :]
+    if num_parts == 1:
+        tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
+    else:
+        slot_row = row * part_stride * HQ
+        _store_part(result, lse, slot_row + heads, part, valid, part_o, part_lse,
+                    HQ, D, BLOCK_D)  # fmt: skip
+        # The heads alone, without the rows that pad the tile.
+        offs_g = tl.arange(0, GROUP_BLOCK)
+        group_heads = head * GROUP + offs_g
+        rows = tl.zeros([GROUP_BLOCK], tl.int32) + row
+        is_last, row_parts = _arrive(rows, group_heads, offs_g < GROUP, arrivals, parts, HQ)
+        if tl.max(is_last.to(tl.int32)) > 0:
+            tl.debug_barrier()
+            merge_rows(part_o, part_lse, out, slot_row + group_heads,
+                       row * HQ + group_heads, row_parts, is_last, HQ, D, BLOCK_D,
+                       8)  # fmt: skip
+
+
+@triton.jit
 def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales, v_scales,
               out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
               page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
@@ -93,14 +124,12 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
               HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Attend the heads of one KV head of one sequence over one part of its own pages."""
     GROUP: tl.constexpr = HQ // HKV
-    GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
     offs_r = tl.arange(0, ROWS)
     offs_d = tl.arange(0, BLOCK_D)
     heads = head * GROUP + offs_r
     valid = offs_r < GROUP
     mask = valid[:, None] & (offs_d < D)[None, :]
-    out_row = row * HQ + heads
-    place = out_row[:, None] * D + offs_d[None, :]
+    place = (row * HQ + heads)[:, None] * D + offs_d[None, :]
     first_visible = 0
     if HAS_WINDOW:
         first_visible = tl.load(context_lens + row) - window
@@ -121,22 +150,8 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
             first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, True, HAS_WINDOW,
             HAS_SOFTCAP, PRECISION, "evict_first",
         )  # fmt: skip
-    if num_parts == 1:
-        tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
-    else:
-        slot_row = row * part_stride * HQ
-        _store_part(result, lse, slot_row + heads, part, valid, part_o, part_lse,
-                    HQ, D, BLOCK_D)  # fmt: skip
-        # The heads alone, without the rows that pad the tile.
-        offs_g = tl.arange(0, GROUP_BLOCK)
-        group_heads = head * GROUP + offs_g
-        rows = tl.zeros([GROUP_BLOCK], tl.int32) + row
-        is_last, row_parts = _arrive(rows, group_heads, offs_g < GROUP, arrivals, parts, HQ)
-        if tl.max(is_last.to(tl.int32)) > 0:
-            tl.debug_barrier()
-            merge_rows(part_o, part_lse, out, slot_row + group_heads,
-                       row * HQ + group_heads, row_parts, is_last, HQ, D, BLOCK_D,
-                       8)  # fmt: skip
+    finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, part_lse, arrivals,
+                part_stride, HQ, HKV, D, BLOCK_D, ROWS)  # fmt: skip
 
 
 @triton.jit

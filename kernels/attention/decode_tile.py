@@ -75,6 +75,14 @@ def attend_tile(q, k, v, m, sums, acc, start, limit, first_visible, scale, softc
 
 
 @triton.jit
+def close_tiles(m, sums, acc):
+    """Return the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R]."""
+    total = tl.sum(sums, axis=1) if len(sums.shape) == 2 else sums
+    out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    return out, m + tl.log2(total)
+
+
+@triton.jit
 def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end,
                  first_visible, scale, softcap, R: tl.constexpr, D: tl.constexpr,
                  S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -102,11 +110,7 @@ def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin
         m, sums, acc = attend_tile(q, k, v, m, sums, acc, start, end,
                                    first_visible, scale, softcap, BLOCK_N, MASKED, HAS_WINDOW,
                                    HAS_SOFTCAP, PRECISION)  # fmt: skip
-    total = sums
-    if R <= 16:
-        total = tl.sum(sums, axis=1)
-    out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
-    return out, m + tl.log2(total)
+    return close_tiles(m, sums, acc)
 
 
 @triton.jit

@@ -109,11 +109,13 @@ def _decode_kernel(
     # before it is known whether there is an item, for which the list is padded.
     place = pid
     row, begin, end, part, num_parts, count, member = load_item(items, place // HKV, True)
+    if place >= total:
+        # Makes room for the next kernel. Some program has an item, and waits for the inputs.
+        return
     if LISTED:
-        if place < total:
-            fetch_first_tile(k_pages, v_pages, k_scales, v_scales,
-                             block_table + row.to(tl.int64) * table_stride, place % HKV,
-                             page_stride, begin, D, S, BLOCK_N)  # fmt: skip
+        fetch_first_tile(k_pages, v_pages, k_scales, v_scales,
+                         block_table + row.to(tl.int64) * table_stride, place % HKV,
+                         page_stride, begin, D, S, BLOCK_N)  # fmt: skip
         wait_for_inputs(PDL)
         release_successor(PDL)
     for first in tl.range(0, total, num_programs, num_stages=1, disable_licm=True):

@@ -47,7 +47,7 @@ def _join_columns(value, N: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def _split_queries(q, G: tl.constexpr):
+def split_queries(q, G: tl.constexpr):
     """q: [2 G, BLOCK_D], each row twice -> its halves in e4m3 and the scales [2 G]."""
     q = q.to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(q), axis=1), _TINY) / _TOP
@@ -60,16 +60,20 @@ def _split_queries(q, G: tl.constexpr):
 def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
                   page_stride, start, end, D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr,
                   BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BULK: tl.constexpr,
-                  EVICT: tl.constexpr):  # fmt: skip
+                  EVICT: tl.constexpr, MAY_END: tl.constexpr = False):  # fmt: skip
     """Load a tile: keys [BLOCK_N, BLOCK_D], values [BLOCK_D, BLOCK_N] and the scales of both.
 
-    Tokens beyond `end` are what memory holds, finite always; their scales may be NaN.
+    Tokens beyond `end` are what memory holds, finite always; their scales may be NaN. MAY_END:
+    there may be no token at all, `end` zero; then it is the scratch page that is read.
     """
     offs_n = tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     if S % BLOCK_N == 0:
         at = tl.minimum(start, end - 1) // BLOCK_N
-        page = tl.load(table_row + at // (S // BLOCK_N))
+        if MAY_END:
+            page = tl.load(table_row + at // (S // BLOCK_N), mask=end > 0, other=0)
+        else:
+            page = tl.load(table_row + at // (S // BLOCK_N))
         inside = at % (S // BLOCK_N) * BLOCK_N
         tile = page.to(tl.int64) * (HKV * S) + head * S + inside + offs_n
         if BULK:
@@ -90,7 +94,7 @@ def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_r
                 v = tl.load(v_pages + v_at, eviction_policy=EVICT)
     else:
         token = tl.minimum(start + offs_n, end - 1)
-        page = tl.load(table_row + token // S).to(tl.int64)
+        page = tl.load(table_row + token // S, mask=token >= 0, other=0).to(tl.int64)
         tile = page * (HKV * S) + head * S + token % S
         base = page * page_stride + head * (S * D) + token % S * D
         v_base = page * page_stride + head * (S * D) + token % S
@@ -98,6 +102,39 @@ def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_r
         k = tl.load(k_pages + base[:, None] + offs_d[None, :], mask=some[None, :], other=0.0)
         v = tl.load(v_pages + v_base[None, :] + offs_d[:, None] * S, mask=some[:, None], other=0.0)
     return k, v, tl.load(k_scales + tile), tl.load(v_scales + tile)
+
+
+@triton.jit
+def fold_rounded(q, q_scale, k, v, k_scale, v_scale, m, sums, acc, start, end, first_visible, scale,
+                 softcap, G: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                 HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Fold one tile into the running maximum [G], the sums [BLOCK_N, G] and acc [BLOCK_D, 2 G]."""
+    scores = _join_columns(tl.dot(k, tl.trans(q)) * q_scale[None, :], BLOCK_N, G)
+    scores = bend_scores(scores * k_scale[:, None], scale, softcap, HAS_SOFTCAP)
+    token = start + tl.arange(0, BLOCK_N)
+    visible = token < end
+    if HAS_WINDOW:
+        visible = visible & (token >= first_visible)
+    # With the logarithm of its value's scale a score tells how large its product gets.
+    scores = tl.where(visible[:, None], scores + tl.log2(v_scale)[:, None], float("-inf"))
+    new_m = tl.maximum(m, tl.max(scores, axis=0))
+    # A tile in front of the window leaves every score at -inf: keep the difference finite.
+    base = tl.where(new_m == float("-inf"), 0.0, new_m)
+    alpha = tl.exp2(m - base)
+    p = tl.exp2(scores - (base - _LOG2_TOP)[None, :])
+    sums = sums * alpha[None, :] + p * tl.where(visible, 1.0 / v_scale, 0.0)[:, None]
+    both = tl.reshape(tl.join(alpha, alpha), [2 * G])
+    # Added up in fp32: the matrix unit keeps 14 digits of a sum in FP8.
+    acc = acc * both[None, :] + tl.dot(v, _split_columns(p, BLOCK_N, G))
+    return new_m, sums, acc
+
+
+@triton.jit
+def close_rounded(m, sums, acc, G: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Return the normalised output [G, BLOCK_D] and the base-2 log-sum-exp [G]."""
+    total = tl.sum(sums, axis=0)
+    out = _join_columns(acc, BLOCK_D, G) / tl.where(total > 0.0, total, 1.0)[None, :]
+    return tl.trans(out), m + tl.log2(total) - _LOG2_TOP
 
 
 @triton.jit
@@ -112,7 +149,7 @@ def attend_rounded(q, k_pages, v_pages, k_scales, v_scales, table_row, head, pag
     matrix unit's 64 rows are tokens and dims, its columns the two halves of each query and of its
     weights. Returns the normalised output [G, BLOCK_D] and the base-2 log-sum-exp [G].
     """
-    q, q_scale = _split_queries(q, G)
+    q, q_scale = split_queries(q, G)
     m = tl.full([G], float("-inf"), tl.float32)
     sums = tl.zeros([BLOCK_N, G], tl.float32)
     acc = tl.zeros([BLOCK_D, 2 * G], tl.float32)
@@ -121,27 +158,10 @@ def attend_rounded(q, k_pages, v_pages, k_scales, v_scales, table_row, head, pag
         k, v, k_scale, v_scale = load_rounded(
             k_pages, v_pages, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride,
             start, end, D, S, HKV, BLOCK_N, BLOCK_D, False, "evict_first")  # fmt: skip
-        scores = _join_columns(tl.dot(k, tl.trans(q)) * q_scale[None, :], BLOCK_N, G)
-        scores = bend_scores(scores * k_scale[:, None], scale, softcap, HAS_SOFTCAP)
-        token = start + tl.arange(0, BLOCK_N)
-        visible = token < end
-        if HAS_WINDOW:
-            visible = visible & (token >= first_visible)
-        # With the logarithm of its value's scale a score tells how large its product gets.
-        scores = tl.where(visible[:, None], scores + tl.log2(v_scale)[:, None], float("-inf"))
-        new_m = tl.maximum(m, tl.max(scores, axis=0))
-        # A tile in front of the window leaves every score at -inf: keep the difference finite.
-        base = tl.where(new_m == float("-inf"), 0.0, new_m)
-        alpha = tl.exp2(m - base)
-        m = new_m
-        p = tl.exp2(scores - (base - _LOG2_TOP)[None, :])
-        sums = sums * alpha[None, :] + p * tl.where(visible, 1.0 / v_scale, 0.0)[:, None]
-        both = tl.reshape(tl.join(alpha, alpha), [2 * G])
-        # Added up in fp32: the matrix unit keeps 14 digits of a sum in FP8.
-        acc = acc * both[None, :] + tl.dot(v, _split_columns(p, BLOCK_N, G))
-    total = tl.sum(sums, axis=0)
-    out = _join_columns(acc, BLOCK_D, G) / tl.where(total > 0.0, total, 1.0)[None, :]
-    return tl.trans(out), m + tl.log2(total) - _LOG2_TOP
+        m, sums, acc = fold_rounded(
+            q, q_scale, k, v, k_scale, v_scale, m, sums, acc, start, end, first_visible, scale,
+            softcap, G, BLOCK_N, HAS_WINDOW, HAS_SOFTCAP)  # fmt: skip
+    return close_rounded(m, sums, acc, G, BLOCK_D)
 
 
 @triton.jit

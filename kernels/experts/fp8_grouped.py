@@ -15,8 +15,13 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenbus.kernels.activation import KINDS, gate
-from tokenbus.kernels.experts.grouped import load_few, load_tile, num_pairs
-from tokenbus.kernels.experts.router import FewRows
+from tokenbus.kernels.experts.grouped import (
+    count_used,
+    listed_work,
+    load_few,
+    load_tile,
+    num_pairs,
+)
 from tokenbus.kernels.experts.table import GroupTuning, fp8_down_tuning, fp8_up_tuning
 from tokenbus.kernels.launch import (
     ceil_div,
@@ -85,10 +90,11 @@ def _store_rounded(acted, out, out_scales, target, some, cols, live, group, N, G
 
 @triton.jit(do_not_specialize=["M"])
 def _fp8_grouped_kernel(
-    x, x_scales, weight, scales, order, tiles, out, out_scales, M, N, K: tl.constexpr,
-    TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, FEW: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, TURNED: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, GROUPED: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    x, x_scales, weight, scales, order, tiles, watch, out, out_scales, M, N, K: tl.constexpr,
+    TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, FEW: tl.constexpr, BY_EXPERT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    TURNED: tl.constexpr, BLOCK_OUT: tl.constexpr, GROUPED: tl.constexpr, ACT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile's pairs times BLOCK_N outputs of their expert; see `_grouped_kernel`.
 
@@ -101,7 +107,9 @@ def _fp8_grouped_kernel(
     block = tl.program_id(0) % blocks
     wait_for_inputs(PDL)
     if FEW:
-        expert, some, place, pair = load_few(order, tiles, tile, M, TOP, BLOCK_TOP, BLOCK_M)
+        expert, some, place, pair = load_few(order, tile, M, TOP, BLOCK_TOP, BLOCK_M, BY_EXPERT)
+        if watch is not None and block == 0:
+            count_used(watch, expert, tile)
     else:
         expert, some, place, pair = load_tile(order, tiles, tile, BLOCK_M)
     if expert < 0:
@@ -179,17 +187,15 @@ def _launch(
         groups = ceil_div(width_in, GROUP)
         require(x.scales.shape[1] == groups, f"{x.scales.shape[1]} scales of {groups} groups")
         require(tuning.block_k == GROUP, f"a step of groups has {GROUP} columns")
-    if isinstance(work, FewRows):
-        order, tiles, is_few = work.chosen.experts, work.used, True
-    else:
-        order, tiles, is_few = work.order, work.tiles, False
-    _fp8_grouped_kernel[(tiles.shape[0] * ceil_div(width_out, tuning.block_n),)](
+    listed = listed_work(work)
+    _fp8_grouped_kernel[(listed.num_tiles * ceil_div(width_out, tuning.block_n),)](
         x.values,
         x.scales,
         TensorDescriptor.from_tensor(stack.values, [tuning.block_n, tuning.block_k]),
         stack.scales,
-        order,
-        tiles,
+        listed.order,
+        listed.tiles,
+        None if act == "none" else listed.watch,
         out,
         out_scales,
         work.chosen.experts.shape[0],
@@ -197,7 +203,8 @@ def _launch(
         K=width_in,
         TOP=work.top_k,
         BLOCK_TOP=next_power_of_2(work.top_k),
-        FEW=is_few,
+        FEW=listed.tiles is None,
+        BY_EXPERT=listed.by_expert,
         BLOCK_M=work.tile_rows,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,

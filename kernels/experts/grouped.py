@@ -9,7 +9,7 @@ Of up to 16 rows a tile has all, and what is not the expert's stays empty: nothi
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -86,23 +86,38 @@ def load_tile(order, tiles, tile, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
-def load_few(experts, used, tile, M, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
-             BLOCK_M: tl.constexpr):  # fmt: skip
-    """Return the same of rows that all lie in one tile, whose pairs are not sorted."""
-    expert = tl.load(used + tile)
+def load_few(experts, tile, M, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_M: tl.constexpr,
+             BY_EXPERT: tl.constexpr):  # fmt: skip
+    """Return the same of rows that all lie in one tile, whose pairs are not sorted.
+
+    A tile is an expert's, or, if there are fewer pairs than experts, a pair's: then the first pair
+    of an expert has all of its rows, and the tiles of the others are empty.
+    """
     rows = tl.arange(0, BLOCK_M)
     places = tl.arange(0, BLOCK_TOP)[None, :]
     valid = (rows < M)[:, None] & (places < TOP)
-    found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=-1)
-    mine = (valid & (found == expert)).to(tl.int32)
+    pairs = rows[:, None] * TOP + places
+    found = tl.load(experts + pairs, mask=valid, other=-1)
+    expert = tile if BY_EXPERT else tl.load(experts + tile)
+    is_mine = valid & (found == expert)
+    mine = is_mine.to(tl.int32)
+    first = tl.min(tl.min(tl.where(is_mine, pairs, BLOCK_M * BLOCK_TOP), axis=1), axis=0)
+    is_used = first < BLOCK_M * BLOCK_TOP if BY_EXPERT else first == tile
     pair = rows * TOP + tl.sum(mine * places, axis=1)
-    return expert, tl.sum(mine, axis=1) > 0, pair, pair
+    return tl.where(is_used, expert, -1), tl.sum(mine, axis=1) > 0, pair, pair
+
+
+@triton.jit
+def count_used(watch, expert, tile):
+    """Count an expert that got any row, and the launch."""
+    tl.atomic_add(watch, (expert >= 0).to(tl.int64))
+    tl.atomic_add(watch + 1, (tile == 0).to(tl.int64))
 
 
 @triton.jit(do_not_specialize=["M"])
 def _grouped_kernel(
-    x, weight, order, tiles, out, M, N, K: tl.constexpr, TOP: tl.constexpr,
-    BLOCK_TOP: tl.constexpr, FEW: tl.constexpr,
+    x, weight, order, tiles, watch, out, M, N, K: tl.constexpr, TOP: tl.constexpr,
+    BLOCK_TOP: tl.constexpr, FEW: tl.constexpr, BY_EXPERT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     TURNED: tl.constexpr, FETCHED: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
@@ -111,7 +126,7 @@ def _grouped_kernel(
 
     With ACT: x are rows, an expert has gates and what they gate, and results lie in sorted order.
     Without: x are results of that, and what comes out lies where its pair says. FEW: order are the
-    experts of M rows, tiles those that got any, and results always lie where their pair says.
+    experts of M rows, see `load_few`, and results always lie where their pair says.
     """
     release_successor(PDL)
     blocks = tl.cdiv(N, BLOCK_N)
@@ -119,7 +134,9 @@ def _grouped_kernel(
     col = (tl.program_id(0) % blocks) * BLOCK_N
     wait_for_inputs(PDL)
     if FEW:
-        expert, some, place, pair = load_few(order, tiles, tile, M, TOP, BLOCK_TOP, BLOCK_M)
+        expert, some, place, pair = load_few(order, tile, M, TOP, BLOCK_TOP, BLOCK_M, BY_EXPERT)
+        if watch is not None and col == 0:
+            count_used(watch, expert, tile)
     else:
         expert, some, place, pair = load_tile(order, tiles, tile, BLOCK_M)
     if expert < 0:
@@ -151,6 +168,25 @@ def _grouped_kernel(
     tl.store(target, acc.to(out.dtype.element_ty), mask=mask)
 
 
+class ListedWork(NamedTuple):
+    """A work as kernels take it: what is sorted, or of few rows their experts and no tiles."""
+
+    order: Tensor
+    tiles: Tensor | None
+    num_tiles: int
+    by_expert: bool
+    watch: Tensor | None
+
+
+def listed_work(work: Work) -> ListedWork:
+    """Return what kernels take of a work."""
+    if isinstance(work, FewRows):
+        return ListedWork(
+            work.chosen.experts, None, work.num_tiles, work.by_expert, work.watch
+        )  # fmt: skip
+    return ListedWork(work.order, work.tiles, work.tiles.shape[0], False, None)
+
+
 def num_pairs(work: Work) -> int:
     """Count the pairs of a row and an expert."""
     return work.chosen.experts.numel()
@@ -175,23 +211,22 @@ def _launch(
     source: Any = weight
     if fetched:
         source = TensorDescriptor.from_tensor(weight, [tuning.block_n, tuning.block_k])
-    if isinstance(work, FewRows):
-        order, tiles, is_few = work.chosen.experts, work.used, True
-    else:
-        order, tiles, is_few = work.order, work.tiles, False
-    grid = (tiles.shape[0] * ceil_div(width_out, tuning.block_n),)
+    listed = listed_work(work)
+    grid = (listed.num_tiles * ceil_div(width_out, tuning.block_n),)
     _grouped_kernel[grid](
         x,
         source,
-        order,
-        tiles,
+        listed.order,
+        listed.tiles,
+        None if act == "none" else listed.watch,
         out,
         work.chosen.experts.shape[0],
         width_out,
         K=width_in,
         TOP=work.top_k,
         BLOCK_TOP=next_power_of_2(work.top_k),
-        FEW=is_few,
+        FEW=listed.tiles is None,
+        BY_EXPERT=listed.by_expert,
         BLOCK_M=work.tile_rows,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,

@@ -1,7 +1,7 @@
-"""The router of few rows in one launch: norm, logits, the choice, and who got any row.
+"""The router of few rows in one launch: norm, logits and the choice.
 
-Programs share out rows and experts; the last one of a row chooses for it, and the last of all makes
-a list: no launch between logits, choice and list.
+Programs share out rows and experts; the last one of a row chooses for it: no launch between logits
+and choice.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -44,15 +44,17 @@ class FewRows:
     """What a router says of up to 16 rows.
 
     rows: [T, H], what the router saw: behind the norm if it has one. logits: [T, L], dtype of rows.
-    used: [min(T * top_k, E)] int32, the experts that got any row in their order, then -1; of a lone
-    row it says nothing. rounded: the rows in FP8, if that was asked for.
+    rounded: the rows in FP8, if that was asked for. watch: [2] int64 or None: who multiplies
+    several rows by the experts adds the number of those that got any to the first, and 1 to the
+    second.
     """
 
     rows: Tensor
     logits: Tensor
     chosen: Chosen
-    used: Tensor
+    num_experts: int
     rounded: QuantizedRows | None = None
+    watch: Tensor | None = None
 
     @property
     def top_k(self) -> int:
@@ -64,11 +66,21 @@ class FewRows:
         """Rows of a tile: there is room for all in each."""
         return MAX_FEW_ROWS
 
+    @property
+    def by_expert(self) -> bool:
+        """Whether each expert has a tile, or each pair, of which the first of an expert is used."""
+        return self.num_experts <= self.chosen.experts.numel()
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles, used or not."""
+        return min(self.num_experts, self.chosen.experts.numel())
+
 
 @cache
 def _arrivals(device: torch.device) -> Tensor:
-    """Return counts of programs that ended, zero between launches: of each row, and of rows."""
-    return torch.zeros(MAX_FEW_ROWS + 1, dtype=torch.int32, device=device)
+    """Return counts of programs that ended, zero between launches, of each row."""
+    return torch.zeros(MAX_FEW_ROWS, dtype=torch.int32, device=device)
 
 
 @triton.jit
@@ -83,34 +95,13 @@ def _is_last(arrivals, num_programs):
 
 
 @triton.jit
-def _list_used(experts, used, watch, num_rows, E, ROWS: tl.constexpr, TOP: tl.constexpr,
-               BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr):  # fmt: skip
-    """List the experts that got any row, in their order."""
-    pairs = tl.arange(0, ROWS * BLOCK_TOP)
-    row, place = pairs // BLOCK_TOP, pairs % BLOCK_TOP
-    found = tl.load(experts + row * TOP + place, mask=(row < num_rows) & (place < TOP), other=-1,
-                    cache_modifier=".cg")  # fmt: skip
-    e = tl.arange(0, BLOCK_E)
-    got = tl.max((found[:, None] == e[None, :]).to(tl.int32), axis=0)
-    count = tl.sum(got, axis=0)
-    tl.store(used + tl.cumsum(got, axis=0) - got, e, mask=got > 0)
-    rest = tl.arange(0, ROWS * BLOCK_TOP)
-    tl.store(used + rest, tl.full([ROWS * BLOCK_TOP], -1, tl.int32),
-             mask=(rest >= count) & (rest < tl.minimum(num_rows * TOP, E)))  # fmt: skip
-    if watch is not None:
-        tl.atomic_add(watch, count.to(tl.int64))
-        tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
-
-
-@triton.jit
 def _router_kernel(
-    x, norm_weight, router, normed, rounded, row_scales, logits, experts, weights, used, watch,
-    arrivals, L, E, eps, K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
-    ROWS: tl.constexpr, WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
-    BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
-    UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    x, norm_weight, router, normed, rounded, row_scales, logits, experts, weights, watch, arrivals,
+    L, E, eps, K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, LONE: tl.constexpr,
+    WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
+    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_L logits of a row; the row's last program chooses, the last of all lists."""
+    """Compute BLOCK_L logits of a row, whose last program chooses."""
     release_successor(PDL)
     row = tl.program_id(1)
     outs = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -144,18 +135,9 @@ def _router_kernel(
     if _is_last(arrivals + row, tl.num_programs(0)):
         # Each warp chooses by itself: nothing passes between them at every turn.
         same = row + tl.zeros([WARPS], tl.int32)
-        found, shares = choose_rows(logits, same, same >= 0, L, E, WARPS, TOP, BLOCK_TOP, BLOCK_E,
-                                    RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
-        places = tl.arange(0, BLOCK_TOP)[None, :]
-        mask = (tl.arange(0, WARPS) == 0)[:, None] & (places < TOP)
-        out = (same * TOP)[:, None] + places
-        tl.store(experts + out, found, mask=mask)
-        tl.store(weights + out, shares, mask=mask)
-        if ROWS > 1:
-            if _is_last(arrivals + ROWS, tl.num_programs(1)):
-                _list_used(experts, used, watch, tl.num_programs(1), E, ROWS, TOP, BLOCK_TOP,
-                           BLOCK_E)  # fmt: skip
-        elif watch is not None:
+        choose_rows(logits, experts, weights, same, same >= 0, L, E, TOP, BLOCK_E, RENORMALISE,
+                    BY_LOGITS, UNIFORM)  # fmt: skip
+        if LONE and watch is not None:
             tl.atomic_add(watch, tl.full([], TOP, tl.int64))
             tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
 
@@ -175,8 +157,7 @@ def route_few(
     Args:
         x: [T, H], contiguous, 1 <= T <= 16. router: [L, H], contiguous, dtype of x: a row for each
             expert, and behind them others whose logits are wanted too. norm_weight: [H].
-        watch: [2] int64 or None: the number of experts that got any row is added to the first, 1 to
-            the second. rounds: return the rows in FP8 too, as `quantize_rows` would.
+        watch: see FewRows. rounds: return the rows in FP8 too, as `quantize_rows` would.
     Returns: FewRows; what was normed and the logits are rounded to the dtype of x, scores and
         weights are fp32. Twins: reference.rms_norm, reference.route.
     Raises: KernelInputError if rule, rows and router do not fit.
@@ -190,13 +171,13 @@ def route_few(
         f"{rule.top_k} of {rule.num_experts} experts, from {num_logits} logits",
     )
     require_contiguous(x=x, router=router, norm=norm_weight)
-    device = x.device
     few = FewRows(
         x if norm_weight is None else torch.empty_like(x),
         x.new_empty(num_rows, num_logits),
-        Chosen.empty(num_rows, rule.top_k, device),
-        torch.empty(min(num_rows * rule.top_k, rule.num_experts), dtype=torch.int32, device=device),
-        QuantizedRows.empty(num_rows, width, device) if rounds else None,
+        Chosen.empty(num_rows, rule.top_k, x.device),
+        rule.num_experts,
+        QuantizedRows.empty(num_rows, width, x.device) if rounds else None,
+        watch,
     )
     logits, warps = _LONE_LAYOUT if num_rows == 1 else _LAYOUT
     _router_kernel[(ceil_div(num_logits, logits), num_rows)](
@@ -209,19 +190,18 @@ def route_few(
         few.logits,
         few.chosen.experts,
         few.chosen.weights,
-        few.used,
-        watch,
-        _arrivals(device),
+        watch if num_rows == 1 else None,
+        _arrivals(x.device),
         num_logits,
         rule.num_experts,
         eps,
         K=width,
         BLOCK_L=logits,
         BLOCK_K=next_power_of_2(width),
-        ROWS=1 if num_rows == 1 else MAX_FEW_ROWS,
+        LONE=num_rows == 1,
         WARPS=warps,
         num_warps=warps,
         **rule.options(),
-        **dependent_launch(device),
+        **dependent_launch(x.device),
     )
     return few

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.experts.scores import NO_KEY, RouterRule, check_logits, expert_of, scores_of
+from tokenbus.kernels.experts.scores import NO_SCORE, RouterRule, check_logits, scores_of
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -74,49 +74,45 @@ class Routing:
 
 @triton.jit
 def choose_rows(
-    logits, rows, some, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
+    logits, experts, weights, rows, some, stride, E, TOP: tl.constexpr,
     BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
     UNIFORM: tl.constexpr,
 ):  # fmt: skip
-    """Return experts and weights of rows, [ROWS, BLOCK_TOP]; past TOP they are of no meaning."""
-    share, key = scores_of(logits, rows, some, stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
-    places = tl.arange(0, BLOCK_TOP)[None, :]
-    experts = tl.zeros([ROWS, BLOCK_TOP], tl.int32)
-    weights = tl.zeros([ROWS, BLOCK_TOP], tl.float32)
-    for turn in range(TOP):
-        best = tl.max(key, axis=1, keep_dims=True)
-        hit = key == best
-        if BY_LOGITS:
-            weight = tl.sum(tl.where(hit, share, 0.0), axis=1, keep_dims=True)
-        else:
-            # The score is the share, and the key's upper half: of what is not negative, the bits.
-            weight = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-        experts = tl.where(places == turn, expert_of(best).to(tl.int32), experts)
-        weights = tl.where(places == turn, weight, weights)
-        key = tl.where(hit, NO_KEY, key)
+    """Write the experts of rows, [R], and their weights; what is of `some` rows alone.
+
+    A warp that has whole rows finds a place's expert without the others: what it compares has 32
+    bits, of which a warp takes the largest in one instruction.
+    """
+    share, score = scores_of(logits, rows, some, stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
+    e = tl.arange(0, BLOCK_E)[None, :]
+    # Each expert keeps its own place: nothing is moved before the end.
+    place = tl.full(score.shape, TOP, tl.int32)
+    for turn in tl.static_range(TOP):
+        best = tl.max(score, axis=1, keep_dims=True)
+        expert = tl.min(tl.where(score == best, e, BLOCK_E), axis=1, keep_dims=True)
+        place = tl.where(e == expert, turn, place)
+        score = tl.where(e == expert, NO_SCORE, score)
+    is_chosen = place < TOP
     if RENORMALISE:
-        weights /= tl.sum(weights, axis=1, keep_dims=True)
-    return experts, weights
+        share /= tl.sum(tl.where(is_chosen, share, 0.0), axis=1, keep_dims=True)
+    out = rows.to(tl.int64)[:, None] * TOP + place
+    mask = some[:, None] & is_chosen
+    tl.store(experts + out, tl.broadcast_to(e, place.shape), mask=mask)
+    tl.store(weights + out, share, mask=mask)
 
 
 @triton.jit(do_not_specialize=["T"])
 def _choose_kernel(
     logits, experts, weights, T, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr,
-    BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
-    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
+    UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Choose the experts of ROWS rows."""
     release_successor(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    some = rows < T
     wait_for_inputs(PDL)
-    found, shares = choose_rows(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
-                                RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
-    places = tl.arange(0, BLOCK_TOP)[None, :]
-    mask = some[:, None] & (places < TOP)
-    out = rows[:, None] * TOP + places
-    tl.store(experts + out, found, mask=mask)
-    tl.store(weights + out, shares, mask=mask)
+    choose_rows(logits, experts, weights, rows, rows < T, stride, E, TOP, BLOCK_E,
+                RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
 
 
 @triton.jit

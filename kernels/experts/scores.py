@@ -1,6 +1,6 @@
 """Scores of experts: by which a router chooses, the lower number first where two are equal.
 
-Softmax in float32, and keys that sort as `torch.topk` chooses on a GPU.
+Softmax in float32, and whole numbers that sort as `torch.topk` chooses on a GPU.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LAST = tl.constexpr(0x7FFFFFFF)
-# Below every key.
-NO_KEY = tl.constexpr(-(2**63))
+# Below every score.
+NO_SCORE = tl.constexpr(-(2**31))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,6 @@ class RouterRule:
         """Return what kernels are compiled for, whatever rows there are."""
         return {
             "TOP": self.top_k,
-            "BLOCK_TOP": next_power_of_2(self.top_k),
             "BLOCK_E": next_power_of_2(self.num_experts),
             "RENORMALISE": self.renormalise,
             "BY_LOGITS": self.by_logits,
@@ -73,11 +72,10 @@ def scores_of(
     logits, rows, some, stride, E, BLOCK_E: tl.constexpr, BY_LOGITS: tl.constexpr,
     UNIFORM: tl.constexpr,
 ):  # fmt: skip
-    """Return the softmax of rows, [R, BLOCK_E] float32, and keys that sort as they are chosen.
+    """Return the softmax of rows, [R, BLOCK_E] float32, and what sorts as they are chosen, int32.
 
-    A key is unique in its row: above is the score, below the expert, the lower the better. NaN
-    sorts first, as it does in torch. Logits are read from the L2 cache: other programs of the
-    launch may have written them.
+    NaN sorts first, as it does in torch; what is no expert last. Logits are read from the L2 cache:
+    other programs of the launch may have written them.
     """
     e = tl.arange(0, BLOCK_E)[None, :]
     live = e < E
@@ -94,14 +92,7 @@ def scores_of(
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & _LAST)
     ordered = tl.where(score != score, _LAST, ordered)  # noqa: PLR0124 # NaN
-    key = (ordered.to(tl.int64) << 32) | (e ^ _LAST).to(tl.int64)
-    return share, tl.where(live, key, NO_KEY)
-
-
-@triton.jit
-def expert_of(key):
-    """Return the expert that keys of `scores_of` belong to, int64."""
-    return (key & 0xFFFFFFFF) ^ _LAST
+    return share, tl.where(live, ordered, NO_SCORE)
 
 
 def check_logits(logits: Tensor, rule: RouterRule) -> None:

@@ -22,8 +22,22 @@ class GroupTuning:
 
 
 @dataclass(frozen=True, slots=True)
+class UpRowTuning:
+    """How the gates of a lone row and what they gate are laid out.
+
+    block_n: outputs of a turn, of the gate and of what it gates each, with all columns; stages:
+    turns in flight.
+    """
+
+    block_n: int
+    stages: int
+    num_warps: int
+    programs_per_processor: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class RowTuning:
-    """How the products of a lone row are laid out.
+    """How the products of a lone row behind the gates are laid out.
 
     block_n: outputs of a program; block_k: columns of a step; ahead: steps of the products behind
     the gates whose weights are on their way before the gates are done.
@@ -75,11 +89,12 @@ def down_tuning(tile_rows: int) -> GroupTuning:
 DOWN_ROW = RowTuning(4, 1024, 4, ahead=4)
 
 
-def up_row_tuning(width: int, *, rounded: bool) -> RowTuning:
+def up_row_tuning(width: int, *, rounded: bool) -> UpRowTuning:
     """Pick the layout of a lone row's gates and what they gate; rounded: of weights in FP8."""
-    if rounded:
-        return RowTuning(2, 2048, 2) if width <= 2048 else RowTuning(4, 1024, 4)
-    return RowTuning(4, 2048 if width <= 2048 else 1024, 4)
+    bytes_per_output = 2 * width * (1 if rounded else 2)
+    # Turns of 16 KB.
+    block_n = max(1, 2 ** ((16384 // bytes_per_output).bit_length() - 1))
+    return UpRowTuning(min(8, block_n), 4, 4, 4)
 
 
 def fp8_up_tuning(tile_rows: int) -> GroupTuning:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.layers import Mixture
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.experts.combine import NextNorm
-    from tokenbus.kernels.experts.router import FewRows
     from tokenbus.kernels.quantize import QuantizedRows
 
 
@@ -59,8 +58,7 @@ class TritonMixture(MixtureProduct):
         """x: [T, H] -> [T, H], dtype of x: the weighted sum of each token's experts."""
         if x.shape[0] > MAX_FEW_ROWS:
             return self._of_many(x, None)
-        few = route_few(x.contiguous(), self._mixture.router, self._rule, watch=self._watch)
-        return self._of_few(few, None, None)
+        return self.added(x.contiguous(), None, None, None)
 
     def behind_norm(
         self, x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float
@@ -73,7 +71,7 @@ class TritonMixture(MixtureProduct):
         return self.mix(normed), residual
 
     def added(
-        self, x: Tensor, residual: Tensor, norm: NextNorm | None, behind: NextNorm | None
+        self, x: Tensor, residual: Tensor | None, norm: NextNorm | None, behind: NextNorm | None
     ) -> Tensor:
         """x: [T, H], T <= 16 -> the mixture of x, normed if asked for, added to residual, float32.
 
@@ -88,14 +86,11 @@ class TritonMixture(MixtureProduct):
             watch=self._watch,
             rounds=self._experts.rounds_rows and x.shape[0] > 1,
         )
-        return self._of_few(few, residual, behind)
-
-    def _of_few(self, few: FewRows, residual: Tensor | None, norm: NextNorm | None) -> Tensor:
         beside = self._beside(few.rows, few.logits, residual)
-        if few.rows.shape[0] == 1:
+        if x.shape[0] == 1:
             return self._experts.of_lone_row(few.rows, few.chosen, beside)
         pairs = self._experts.of_pairs(few.rows, few, few.rounded)
-        return combine(pairs, few.chosen.weights, beside, norm)
+        return combine(pairs, few.chosen.weights, beside, behind)
 
     def _of_many(self, x: Tensor, rounded: QuantizedRows | None) -> Tensor:
         rule = self._rule
