@@ -119,6 +119,7 @@ def main() -> None:
             dtype=args.dtype,
             device=args.device,
             num_threads=args.threads,
+            speculation="auto",
             max_num_seqs=max(args.batch),
             max_model_len=args.context + max_tokens,
         )

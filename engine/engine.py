@@ -163,7 +163,7 @@ class Engine:
             self._steps_total += 1
         self._end_failed()
         done = launched
-        if self._one_step_ahead:
+        if self._one_step_ahead and not self._stands_alone(launched):
             done, self._inflight = self._inflight, launched
         if done is not None:
             self._complete(done)
@@ -187,6 +187,12 @@ class Engine:
             preempted=tuple(seq.request.request_id for seq in plan.preempted),
             stats=self.stats(),
         )
+
+    def _stands_alone(self, launched: PendingStep | None) -> bool:
+        """Tell whether all that a step computes has to be known before the next one."""
+        if launched is None or self._inflight is not None or not launched.drafted:
+            return False
+        return len(launched.drafted) == len(launched.plan.prefill) and not launched.plan.decode
 
     def stats(self) -> EngineStats:
         """Return counters and gauges."""
