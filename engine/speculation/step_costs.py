@@ -7,9 +7,9 @@ as hardly dearer than that one, so they are tried and measured.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ _REDRAW, _STALE = 16, 2048
 _HOPED, _HOPED_UP_TO = 0.01, 2
 # Drafts have to promise so much more tokens a second: what they cost the host, and errors.
 MARGIN = 1.05
+# Tokens less likely than that are worth no row, even where it costs next to nothing.
+LEAST_CHANCE = 0.03
 
 
 class StepCosts:
@@ -40,7 +42,7 @@ class StepCosts:
         self._seen_at: dict[int, int] = {}
         self._num_steps = 0
         self._curve: list[float] = []
-        self._most: dict[int, int] = {}
+        self._may_pay: dict[int, bool] = {}
 
     def measured(self, num_rows: int, seconds: float) -> None:
         """Take the time of a step that did nothing but decode `num_rows` rows."""
@@ -58,12 +60,16 @@ class StepCosts:
         """Return the seconds of a step, relative ones before any was measured."""
         return self._curve[num_rows] if self._curve else 1.0 + _HOPED * num_rows
 
-    def most_drafts(self, num_seqs: int, limit: int) -> int:
-        """Return how many drafted tokens may pay beside so many sequences, if all were right."""
-        most = self._most.get(num_seqs)
-        if most is None:
-            most = self._most[num_seqs] = self.best(num_seqs, [1.0] * (num_seqs * limit))
-        return most
+    def may_pay(self, num_seqs: int, limit: int) -> bool:
+        """Tell whether up to `limit` drafted tokens of each sequence may pay, if all were right."""
+        pays = self._may_pay.get(num_seqs)
+        if pays is None:
+            least = num_seqs / self.of(num_seqs) * MARGIN
+            most = min(num_seqs * (1 + limit), _SIZES[-1])
+            sizes = (min(size, most) for size in _SIZES[bisect_right(_SIZES, num_seqs) :])
+            pays = any(size / self.of(size) > least for size in sizes)
+            self._may_pay[num_seqs] = pays
+        return pays
 
     def best(self, num_seqs: int, chances: Sequence[float]) -> int:
         """Return how many of the drafted tokens make the most tokens a second; 0 if none pays.
@@ -72,17 +78,18 @@ class StepCosts:
             chances: that each is kept, the best first.
         """
         least = num_seqs / self.of(num_seqs) * MARGIN
-        found = 0
-        room = _SIZES[-1] - num_seqs
-        for number, gain in enumerate(accumulate(chances[:room] if room > 0 else ()), 1):
-            rate = (num_seqs + gain) / self.of(num_seqs + number)
-            if rate > least:
-                least, found = rate, number
+        found, expected = 0, float(num_seqs)
+        for num_rows, chance in enumerate(chances[: _SIZES[-1] - num_seqs], num_seqs + 1):
+            expected += chance
+            if chance < LEAST_CHANCE:
+                break
+            if (rate := expected / self.of(num_rows)) > least:
+                least, found = rate, num_rows - num_seqs
         return found
 
     def _redraw(self) -> None:
         """Draw the curve through what was measured lately."""
-        self._most.clear()
+        self._may_pay.clear()
         lately = self._num_steps - _STALE
         for size in [size for size, at in self._seen_at.items() if at < lately]:
             del self._times[size], self._seen_at[size]
