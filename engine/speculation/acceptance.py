@@ -8,6 +8,8 @@ from tokenbus.engine.speculation.drafter import MAX_STRENGTH
 Shares = list[list[float]]
 # Weight of the newest token in an average: half of it is of the last 22.
 _NEWEST = 1 / 32
+# Tokens less likely than that are worth no row, even where it costs next to nothing.
+LEAST_CHANCE = 0.01
 # Lanes with averages of their own, those that began last.
 _MAX_LANES = 256
 
@@ -50,12 +52,15 @@ class Acceptance:
 def chances_of(
     shares: list[float], strength: int, num_tokens: int, first: float = 1.0
 ) -> list[float]:
-    """Return of each token of a guess how likely it is reached and right, never rising.
+    """Return of the tokens of a guess how likely each is reached and right, never rising.
 
     Each token has one more alike before it than the last; `first` is the chance to get there.
+    Those that are worth no row, and what follows them, are left out.
     """
     chance, chances = first, []
     for at in range(strength, strength + num_tokens):
-        chance *= shares[at if at < MAX_STRENGTH else MAX_STRENGTH]
+        chance *= shares[min(at, MAX_STRENGTH)]
+        if chance < LEAST_CHANCE:
+            break
         chances.append(chance)
     return chances

@@ -173,6 +173,8 @@ class DraftPlanner:
             return None
         chances: list[float] = []
         for piece in pieces:
+            if len(chances) < piece.at:
+                break
             chances += _chances(piece, shares, chances[-1] if chances else 1.0)
         draft = self._drafts[seq.key] = _Draft(num_known, pieces, rivals, chances)
         return draft

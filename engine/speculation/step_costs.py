@@ -2,14 +2,14 @@
 
 A sequence has a row in a step for its next token and one for each drafted token. Times are medians
 of the last few steps, made monotone. Up to twice the largest size that was seen lately, steps count
-as hardly dearer than that one, so they are tried and measured.
+as hardly dearer than that one, so they are tried and measured. A size that was dear the first time
+is tried again before it is believed: that step may have been held up.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ _SIZES = (
     *(320, 384, 448, 512, 640, 768, 896, 1024),
 )
 _MEDIAN_OF = 5
+# Steps of a size from which on its median counts.
+_KNOWN_FROM = 3
 # Steps after which the curve is drawn anew, and after which a size counts as not seen.
 _REDRAW, _STALE = 16, 2048
 # What a row more costs where nothing was measured, as a share of the step, and how far that is
@@ -30,8 +32,6 @@ _REDRAW, _STALE = 16, 2048
 _HOPED, _HOPED_UP_TO = 0.01, 2
 # Drafts have to promise so much more tokens a second: what they cost the host, and errors.
 MARGIN = 1.05
-# Tokens less likely than that are worth no row, even where it costs next to nothing.
-LEAST_CHANCE = 0.03
 
 
 class StepCosts:
@@ -41,7 +41,8 @@ class StepCosts:
         self._times: dict[int, deque[float]] = {}
         self._seen_at: dict[int, int] = {}
         self._num_steps = 0
-        self._curve: list[float] = []
+        # Relative until something was measured; `_largest` is where what is known ends.
+        self._curve, self._largest = [1.0], 0
         self._may_pay: dict[int, bool] = {}
 
     def measured(self, num_rows: int, seconds: float) -> None:
@@ -49,16 +50,16 @@ class StepCosts:
         if not 0 < num_rows <= _SIZES[-1]:
             return
         size = _SIZES[bisect_left(_SIZES, num_rows)]
-        is_new = size not in self._times
-        self._times.setdefault(size, deque(maxlen=_MEDIAN_OF)).append(seconds)
+        times = self._times.setdefault(size, deque(maxlen=_MEDIAN_OF))
+        times.append(seconds)
         self._num_steps += 1
         self._seen_at[size] = self._num_steps
-        if is_new or self._num_steps % _REDRAW == 0:
+        if len(times) <= _KNOWN_FROM or self._num_steps % _REDRAW == 0:
             self._redraw()
 
     def of(self, num_rows: int) -> float:
         """Return the seconds of a step, relative ones before any was measured."""
-        return self._curve[num_rows] if self._curve else 1.0 + _HOPED * num_rows
+        return self._reaching(num_rows)[num_rows]
 
     def may_pay(self, num_seqs: int, limit: int) -> bool:
         """Tell whether up to `limit` drafted tokens of each sequence may pay, if all were right."""
@@ -78,14 +79,25 @@ class StepCosts:
             chances: that each is kept, the best first.
         """
         least = num_seqs / self.of(num_seqs) * MARGIN
+        chances = chances[: max(0, _SIZES[-1] - num_seqs)]
+        curve = self._reaching(num_seqs + len(chances))
         found, expected = 0, float(num_seqs)
-        for num_rows, chance in enumerate(chances[: _SIZES[-1] - num_seqs], num_seqs + 1):
+        for num_rows, chance in enumerate(chances, num_seqs + 1):
             expected += chance
-            if chance < LEAST_CHANCE:
-                break
-            if (rate := expected / self.of(num_rows)) > least:
-                least, found = rate, num_rows - num_seqs
+            if expected > least * curve[num_rows]:
+                least, found = expected / curve[num_rows], num_rows - num_seqs
         return found
+
+    def _reaching(self, num_rows: int) -> list[float]:
+        """Return the curve up to so many rows at least, by what is hoped for beyond its end."""
+        curve, largest = self._curve, self._largest
+        for size in range(len(curve), num_rows + 1):
+            if size <= largest * _HOPED_UP_TO or not largest:
+                curve.append(curve[largest] * (1.0 + _HOPED * (size - largest)))
+            else:
+                # As dear as steps of their own.
+                curve.append(curve[largest] * size / largest)
+        return curve
 
     def _redraw(self) -> None:
         """Draw the curve through what was measured lately."""
@@ -93,17 +105,15 @@ class StepCosts:
         lately = self._num_steps - _STALE
         for size in [size for size, at in self._seen_at.items() if at < lately]:
             del self._times[size], self._seen_at[size]
-        known = [(size, median(times)) for size, times in sorted(self._times.items())]
-        curve = [known[0][1]] * (known[0][0] + 1)
-        for (low, _), (high, seconds) in pairwise(known):
-            begin = curve[-1]
-            step = max(0.0, seconds - begin) / (high - low)
-            curve.extend(begin + step * number for number in range(1, high - low + 1))
-        largest, seconds = len(curve) - 1, curve[-1]
-        for num_rows in range(largest + 1, _SIZES[-1] + 1):
-            if num_rows <= largest * _HOPED_UP_TO:
-                curve.append(seconds * (1 + _HOPED * (num_rows - largest)))
-            else:
-                # As dear as steps of their own.
-                curve.append(seconds * num_rows / largest)
-        self._curve = curve
+        curve: list[float] = []
+        for size, times in sorted(self._times.items()):
+            if not curve:
+                curve = [median(times)] * (size + 1)
+                continue
+            low, begin = len(curve) - 1, curve[-1]
+            seconds = median(times)
+            if len(times) < _KNOWN_FROM and seconds > begin * (1.0 + _HOPED * (size - low)):
+                continue
+            step = max(0.0, seconds - begin) / (size - low)
+            curve.extend(begin + step * number for number in range(1, size - low + 1))
+        self._curve, self._largest = curve, len(curve) - 1
