@@ -1,7 +1,7 @@
 """Speculation: tokens a second with drafts and without, on real text, the same answers in turn.
 
 Usage: python benchmarks/speculation.py --agent tau_bench_retail.json [--device cpu|cuda]
-       [--model smollm2-135m] [--batch 1 8 64] [--answers 16] [--json FILE]
+       [--model smollm2-135m] [--batch 1 8 64] [--answers 16] [--groups 1] [--json FILE]
 
 Two engines share one model: `speculation="auto"` and `"off"`. Each group of prompts goes through
 both, in turn, and the texts are compared token for token. Workloads:
@@ -12,8 +12,10 @@ both, in turn, and the texts are compared token for token. Workloads:
   two alike.
 
 Each is run cold, with no answer of the group in the corpus at first, and then warm, with other
-prompts of the same kind. Answers in which a run of 16 tokens comes back three times are counted and
-left out: a small model that loops would flatter every drafter.
+prompts of the same kind and other seeds. Of the answers under a grammar the shares of tokens are
+told: `forced`, which have no alternative, `key` and `value`, which begin words that the schema
+names where few tokens may come, and `free`. Answers in which a run of 16 tokens comes back three
+times are counted and left out: a small model that loops would flatter every drafter.
 
 `--host` measures the planner alone: microseconds of host time a step, by batch.
 """
@@ -27,6 +29,7 @@ import time
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import count, cycle, product
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -34,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.execution.draft_walk import DraftWalk
 from tokenbus.engine.speculation.drafter import DraftView
 from tokenbus.engine.speculation.planner import DraftPlanner
 from tokenbus.engine.types import Request
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
 
 MODES = ("off", "auto")
 LOOP_TOKENS, LOOP_TIMES = 16, 3
+_SHARE = 0.4
 CASES = (
     "My {} arrived with a tear. What do I do?",
     "Can I return the {} that I have used once?",
@@ -103,11 +108,12 @@ def support_requests(max_tokens: int) -> Iterator[dict[str, Any]]:
     """Yield questions to the support desk, no two alike."""
     questions = [case.format(product) for product in PRODUCTS for case in CASES]
     Random(3).shuffle(questions)
-    for question in questions:
+    for number, question in enumerate(cycle(questions)):
+        order = f" My order is {4000 + number}." if number >= len(questions) else ""
         yield {
             "messages": [
                 {"role": "system", "content": SUPPORT},
-                {"role": "user", "content": question},
+                {"role": "user", "content": question + order},
             ],
             "max_tokens": max_tokens,
         }
@@ -139,11 +145,35 @@ def answered(engine: Engine, jobs: Sequence[PreparedJob], first_id: int, workloa
     return answers
 
 
+def kinds_of(engine: Engine, job: PreparedJob, ids: Sequence[int]) -> Iterator[str]:
+    """Yield what each token of an answer is to its grammar; nothing without one."""
+    spec = job.params.grammar
+    if spec is None:
+        return
+    prepared = engine._constrained._ready_preparer().prepare(spec, "", 1, []).result()
+    tokenizer: Any = engine._constrained._tokenizer
+    matcher, is_value = prepared.matcher, False
+    for token_id in ids:
+        walk = DraftWalk(matcher.fork())
+        if walk.forced():
+            yield "forced"
+        elif walk.likely():
+            yield "value" if is_value else "key"
+        else:
+            yield "free"
+        if not walk.accept(token_id):
+            return
+        matcher.accept(token_id)
+        text = str(tokenizer.decode([token_id]))
+        is_value = text.rstrip(' "').endswith(":") or (is_value and not text.strip(' "'))
+
+
 def compared(
     engines: dict[str, Engine],
     groups: Iterable[Sequence[PreparedJob]],
     first_id: int,
     workload: str,
+    shares: Counter[str],
 ) -> dict[str, Any]:
     """Put groups of jobs through both engines, in turn, and tell what came of it."""
     tokens, seconds = dict.fromkeys(MODES, 0), dict.fromkeys(MODES, 0.0)
@@ -168,6 +198,8 @@ def compared(
         if rates["off"] and rates["auto"]:
             ratios.append(rates["auto"] / rates["off"])
         num_answers += len(jobs)
+        for job, ids in zip(jobs, found["off"].ids, strict=True):
+            shares.update(kinds_of(engines["off"], job, ids))
         num_loops += sum(map(is_loop, found["off"].ids))
         num_other += sum(
             one != other for one, other in zip(found["off"].ids, found["auto"].ids, strict=True)
@@ -188,6 +220,7 @@ def compared(
         "ratio": median(ratios) if ratios else None,
         "tokens_per_step": 1 + sum(right for _, right in drafts.values()) / max(1, num_turns),
         "drafted_and_accepted": drafts,
+        "shares": {kind: round(num / max(1, shares.total()), 3) for kind, num in shares.items()},
     }
 
 
@@ -226,6 +259,12 @@ def host_us(num_seqs: int, num_steps: int = 400) -> float:
     return median(times) * 1e6
 
 
+def _requests(workload: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    if workload == "tools":
+        return tool_requests(args.agent, args.max_tokens)
+    return support_requests(args.max_tokens)
+
+
 def _grouped(jobs: Sequence[PreparedJob], batch: int) -> Iterator[Sequence[PreparedJob]]:
     for start in range(0, len(jobs) - batch + 1, batch):
         yield jobs[start : start + batch]
@@ -233,12 +272,14 @@ def _grouped(jobs: Sequence[PreparedJob], batch: int) -> Iterator[Sequence[Prepa
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--agent", type=Path, help="the retail agent's file; without it no tools")
+    parser.add_argument("--agent", type=Path, help="the retail agent's file, for tools")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--answers", type=int, default=16, help="of each workload, cold and warm")
+    parser.add_argument("--groups", type=int, default=1, help="least groups of each, in turn")
+    parser.add_argument("--workload", nargs="+", default=["support", "tools"])
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--host", action="store_true", help="measure the planner alone")
@@ -257,36 +298,42 @@ def main() -> None:
         args.model,
         dtype=args.dtype,
         device=args.device,
-        memory_fraction=0.4,
+        # Of a device's memory so much goes to the first engine, and the second gets as much.
+        memory_fraction=_SHARE,
+        speculation="auto",
         max_num_seqs=max(args.batch),
     )
     loaded = load_for(config)
+    engines = {
+        mode: engine_for(loaded, replace(config, speculation=mode, memory_fraction=_SHARE * number))
+        for number, mode in enumerate(MODES, 1)
+    }
+    preparer = PromptPreparer(loaded.tokenizer, engines["off"].limits)
     found: list[dict[str, Any]] = []
-    for batch in args.batch:
-        # Engines of their own, so that no corpus is warm from the batch before.
-        engines = {mode: engine_for(loaded, replace(config, speculation=mode)) for mode in MODES}
-        preparer = PromptPreparer(loaded.tokenizer, engines["off"].limits)
-        sources = {"support": support_requests(args.max_tokens)}
-        if args.agent is not None:
-            sources["tools"] = tool_requests(args.agent, args.max_tokens)
-        for workload, requests in sources.items():
-            first_id = 1_000_000 * len(found)
-            for corpus in ("cold", "warm"):
-                num_jobs = max(batch, args.answers // batch * batch)
-                jobs = [
-                    preparer.tokenise(
-                        JobRequest.of_fields({**fields, "temperature": args.temperature, "seed": 7})
+    seeds = count(7)
+    for batch, workload in product(args.batch, args.workload):
+        requests = _requests(workload, args)
+        first_id = 1_000_000 * len(found)
+        for corpus in ("cold", "warm"):
+            num_jobs = max(batch * args.groups, args.answers // batch * batch)
+            jobs = [
+                preparer.tokenise(
+                    JobRequest.of_fields(
+                        {**fields, "temperature": args.temperature, "seed": next(seeds)}
                     )
-                    for fields, _ in zip(requests, range(num_jobs), strict=False)
-                ]
-                row = compared(engines, _grouped(jobs, batch), first_id, workload)
-                first_id += len(jobs)
-                row = {"workload": workload, "corpus": corpus, "batch": batch, **row}
-                row["load"] = os.getloadavg()[0]
-                found.append(row)
-                print(json.dumps(row), flush=True)
-        for engine in engines.values():
-            engine.close()
+                )
+                for fields, _ in zip(requests, range(num_jobs), strict=False)
+            ]
+            # A group of its own, so that no corpus is warm from the batch before.
+            group = f"{workload}-{batch}"
+            row = compared(engines, _grouped(jobs, batch), first_id, group, Counter())
+            first_id += len(jobs)
+            row = {"workload": workload, "corpus": corpus, "batch": batch, **row}
+            row["load"] = os.getloadavg()[0]
+            found.append(row)
+            print(json.dumps(row), flush=True)
+    for engine in engines.values():
+        engine.close()
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=1))
 

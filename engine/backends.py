@@ -20,6 +20,7 @@ from tokenbus.engine.models.packed_ops import PackedOps
 from tokenbus.engine.native_library import native_library
 from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.parallel.topology import device_of_rank
+from tokenbus.engine.sampling.plan import MAX_DRAFTED_ROWS
 
 if TYPE_CHECKING:
     from tokenbus.engine.attention.triton_attention import TritonAttention
@@ -169,7 +170,10 @@ def choose_backend(config: EngineConfig, group: RankGroup = ALONE) -> Backend:
         # Imported on use: without a GPU, Triton may be missing or have no driver.
         from tokenbus.engine.attention.triton_attention import TritonAttention
 
-        attention = TritonAttention(config.max_num_seqs, grouping=config.prefix_grouping)
+        num_rows = config.max_num_seqs
+        if config.speculation == "auto":
+            num_rows = max(num_rows, MAX_DRAFTED_ROWS)
+        attention = TritonAttention(num_rows, grouping=config.prefix_grouping)
         return TritonBackend(
             device=device,
             attention=attention,

@@ -140,8 +140,13 @@ def runner_for(
     parts = loaded.model, kv, sampling, rows
     if not (backend.captures_steps and config.cuda_graphs):
         return Runner(*parts, sharing=sharing, group=backend.group)
-    most = config.max_batch_tokens
-    graphs = GraphRunner(*parts, sharing=sharing, group=backend.group, max_batch_tokens=most)
+    graphs = GraphRunner(
+        *parts,
+        sharing=sharing,
+        group=backend.group,
+        max_batch_tokens=config.max_batch_tokens,
+        has_drafts=config.speculation == "auto",
+    )
     graphs.warm_up(progress and _capturing(progress))
     return graphs
 

@@ -25,6 +25,8 @@ class ForwardContext:
     query_lens, context_lens_host: the same lengths as Python ints.
     num_decode: how many of the last sequences decode: one query token each, and the rows that
         shared runs speak of, counted from the first of them.
+    max_query_len: query tokens that a decoding sequence has at most: more than one where all
+        sequences decode, and some have drafts.
     reads_cache: whether prompts have tokens of earlier passes; True where that is not known.
     memo: what backends and models derive once per pass and reuse in every layer.
     """
@@ -38,6 +40,7 @@ class ForwardContext:
     query_lens: list[int]
     context_lens_host: list[int]
     num_decode: int = 0
+    max_query_len: int = 1
     reads_cache: bool = True
     memo: dict[Hashable, Any] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ import torch
 
 from tokenbus.engine.kv_cache import FP8_PAGES
 from tokenbus.kernels.attention.fresh_decode import fresh_decode
-from tokenbus.kernels.attention.paged_decode import paged_decode
+from tokenbus.kernels.attention.paged_decode import QueryRows, paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
 from tokenbus.kernels.attention.work_list import DecodeWork
@@ -101,7 +101,7 @@ class TritonAttention:
         pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         out = torch.empty_like(q)
-        num_tokens = q.shape[0] - ctx.num_decode
+        num_tokens = 0 if ctx.is_decode else q.shape[0] - ctx.num_decode
         if num_tokens:
             num_seqs = len(ctx.query_lens) - ctx.num_decode
             paged_prefill(
@@ -133,6 +133,7 @@ class TritonAttention:
                 listed=listed,
                 k_scales=k_scales,
                 v_scales=v_scales,
+                queries=_queries(ctx),
                 out=out[num_tokens:],
             )
         return out
@@ -179,7 +180,7 @@ class TritonAttention:
         if not listed:
             if shape not in self._works:
                 self._works[shape] = self._allocate(q, spec, ctx)
-            self._works[shape].build(lens)
+            self._works[shape].build(lens, ctx.max_query_len)
             ctx.memo[key] = self._works[shape]
         work: DecodeWork = ctx.memo[key]
         return work, listed
@@ -222,6 +223,11 @@ def _write(
     # Torch moves bytes, whatever they stand for.
     pages.view(torch.uint8)[place] = rows.values.view(torch.uint8).view(value.shape)
     scales.transpose(1, 2)[place] = rows.scales.view(value.shape[:-1])
+
+
+def _queries(ctx: ForwardContext) -> QueryRows | None:
+    """Return where the queries of decoding sequences stand, None if each has one."""
+    return QueryRows(ctx.cu_seqlens_q, ctx.max_query_len) if ctx.max_query_len > 1 else None
 
 
 def _decode_tables(ctx: ForwardContext) -> tuple[Tensor, Tensor]:

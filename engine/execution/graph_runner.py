@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.engine.execution.draft_graphs import DraftGraphs
 from tokenbus.engine.execution.pending_step import PendingStep
 from tokenbus.engine.execution.prompt_graphs import PromptGraphs
 from tokenbus.engine.execution.runner import Runner
@@ -29,7 +30,7 @@ from tokenbus.kernels.compile_ahead import compiling_ahead
 from tokenbus.kernels.decode_inputs import decode_inputs, keep_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -122,7 +123,9 @@ class GraphRunner(Runner):
         sharing: PrefixSharing | None = None,
         group: RankGroup = ALONE,
         max_batch_tokens: int,
+        has_drafts: bool = False,
     ) -> None:
+        """Serve steps of up to so many prompt tokens, and of drafts where there may be any."""
         super().__init__(model, kv, sampling, rows, sharing=sharing, group=group)
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
         self._buckets = buckets(rows.padding_row)
@@ -135,6 +138,7 @@ class GraphRunner(Runner):
         self._prompts = PromptGraphs(
             model, kv, rows, max_batch_tokens, self._capture_pass, sharing=sharing
         )
+        self._drafts = DraftGraphs(model, kv, rows, self._capture_pass) if has_drafts else None
         # Rows of the batch, then their positions: written before each replay, in stream order.
         self._staged = torch.zeros(2 * self._buckets[-1], dtype=torch.int64, device=rows.device)
         # Block tables of the rows of a batch. What lies past their last pages is of earlier
@@ -167,6 +171,7 @@ class GraphRunner(Runner):
                 partial(self._prompts.prepare, shape)
                 for shape in self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
             ),
+            *self._draft_parts(),
             *(
                 partial(self._capture_in_time, shape)
                 for shape in self._prompts.other_shapes(_PREPARED_TOKENS)
@@ -206,7 +211,14 @@ class GraphRunner(Runner):
         return self.model.logits(hidden, exact=_needs_exact(plan))
 
     def _pass(self, chunks: list[PrefillChunk], seqs: list[DecodingSequence]) -> tuple[Tensor, int]:
-        return self._prompts.run(chunks, seqs) or super()._pass(chunks, seqs)
+        drafted = self._drafts and self._drafts.run(chunks, seqs)
+        return drafted or self._prompts.run(chunks, seqs) or super()._pass(chunks, seqs)
+
+    def _draft_parts(self) -> Iterator[Callable[[], object]]:
+        """Yield what prepares the passes of drafts."""
+        if self._drafts is not None:
+            for shape in self._drafts.shapes_to_prepare():
+                yield partial(self._drafts.prepare, shape)
 
     def _replay(
         self, seqs: list[DecodingSequence], row_list: list[int], plan: SamplingPlan
@@ -245,6 +257,8 @@ class GraphRunner(Runner):
                 self._warm_step(*step)
             for step in steps[:1]:
                 self._warm_step(*step, reads_cache=False)
+            if self._drafts is not None:
+                self._drafts.compile()
         # What was drawn is no token.
         self.rows.last_token.zero_()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 GREEDY_TEMPERATURE = 1e-5
 # Draws of a step behind drafted tokens, and before the first of each draft: no more than there is
 # scratch memory for in the smallest batch.
-MAX_DRAFTED_ROWS = 256
+MAX_DRAFTED_ROWS = 128
 
 
 class Feature(IntFlag):

@@ -1,4 +1,4 @@
-"""Device functions of paged decode: the two kinds of items, own tokens and shared runs."""
+"""Device functions of paged decode: items of own tokens, of several queries, of shared runs."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
@@ -74,18 +74,17 @@ def _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ: tl.c
 
 
 @triton.jit
-def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
+def _arrive(rows, heads, valid, arrivals, num_parts, HQ: tl.constexpr):
     """Count one part of each row in; say for which rows it was the last, resetting their count."""
     counter = arrivals + rows * HQ + heads
-    num_parts = tl.load(parts + rows, mask=valid, other=0)
     before = tl.atomic_add(counter, 1, mask=valid, sem="acq_rel", scope="gpu")
     is_last = valid & (before == num_parts - 1)
     tl.store(counter, 0, mask=is_last)
-    return is_last, num_parts
+    return is_last
 
 
 @triton.jit
-def finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, part_lse, arrivals,
+def finish_item(result, lse, row, head, part, num_parts, out, part_o, part_lse, arrivals,
                 part_stride, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
                 BLOCK_D: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """Write the heads of one KV head of a row; of several parts the last one merges them."""
@@ -107,7 +106,8 @@ def finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, par
         offs_g = tl.arange(0, GROUP_BLOCK)
         group_heads = head * GROUP + offs_g
         rows = tl.zeros([GROUP_BLOCK], tl.int32) + row
-        is_last, row_parts = _arrive(rows, group_heads, offs_g < GROUP, arrivals, parts, HQ)
+        row_parts = tl.zeros([GROUP_BLOCK], tl.int32) + num_parts
+        is_last = _arrive(rows, group_heads, offs_g < GROUP, arrivals, row_parts, HQ)
         if tl.max(is_last.to(tl.int32)) > 0:
             tl.debug_barrier()
             merge_rows(part_o, part_lse, out, slot_row + group_heads,
@@ -117,7 +117,7 @@ def finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, par
 
 @triton.jit
 def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales, v_scales,
-              out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
+              out, block_table, context_lens, part_o, part_lse, arrivals, table_stride,
               page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
               D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
               ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
@@ -146,12 +146,72 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
     else:
         query = tl.load(q + place, mask=mask, other=0.0)
         result, lse = attend_range(
-            query, k_pages, v_pages, table_row, head * (S * D), page_stride, begin, end,
+            query, k_pages, v_pages, table_row, head * (S * D), page_stride, begin, end, None,
             first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, True, HAS_WINDOW,
             HAS_SOFTCAP, PRECISION, "evict_first",
         )  # fmt: skip
-    finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, part_lse, arrivals,
+    finish_item(result, lse, row, head, part, num_parts, out, part_o, part_lse, arrivals,
                 part_stride, HQ, HKV, D, BLOCK_D, ROWS)  # fmt: skip
+
+
+@triton.jit
+def queries_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales, v_scales,
+                 out, block_table, context_lens, cu_seqlens_q, part_o, part_lse, arrivals,
+                 table_stride, page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr,
+                 HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
+                 BLOCK_D: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
+                 HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """Attend the stacked heads of a sequence's last tokens over one part of its pages.
+
+    Each of them sees what is before it and itself.
+    """
+    GROUP: tl.constexpr = HQ // HKV
+    offs_r = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    first_row = tl.load(cu_seqlens_q + row)
+    num_queries = tl.load(cu_seqlens_q + row + 1) - first_row
+    query_idx = offs_r // GROUP
+    valid = query_idx < num_queries
+    rows = first_row + query_idx
+    heads = head * GROUP + offs_r % GROUP
+    place = (rows * HQ + heads)[:, None] * D + offs_d[None, :]
+    mask = valid[:, None] & (offs_d < D)[None, :]
+    query = tl.load(q + place, mask=mask, other=0.0)
+    row_ends = tl.load(context_lens + row) - num_queries + 1 + query_idx
+    first_visible = row_ends - window
+    table_row = block_table + row.to(tl.int64) * table_stride
+    if k_scales is not None:
+        result, lse = attend_widened(
+            query, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride, begin, end,
+            row_ends, first_visible, scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D,
+            2 * DEPTH + 1, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
+        )  # fmt: skip
+    else:
+        result, lse = attend_range(
+            query, k_pages, v_pages, table_row, head * (S * D), page_stride, begin, end, row_ends,
+            first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, True, HAS_WINDOW,
+            HAS_SOFTCAP, PRECISION, "evict_first",
+        )  # fmt: skip
+    if num_parts == 1:
+        tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
+    else:
+        _store_part(result, lse, rows * part_stride * HQ + heads, part, valid, part_o, part_lse,
+                    HQ, D, BLOCK_D)  # fmt: skip
+        row_parts = tl.zeros([ROWS], tl.int32) + num_parts
+        is_last = _arrive(rows, heads, valid, arrivals, row_parts, HQ)
+        if tl.max(is_last.to(tl.int32)) > 0:
+            tl.debug_barrier()
+            flags = tl.reshape(is_last.to(tl.int32), [ROWS // 16, 16])
+            for chunk in range(ROWS // 16):
+                done = _chunk_of(flags, chunk, ROWS)
+                offs_c = chunk * 16 + tl.arange(0, 16)
+                done_rows = first_row + offs_c // GROUP
+                done_heads = head * GROUP + offs_c % GROUP
+                done_parts = tl.zeros([16], tl.int32) + num_parts
+                merge_rows(part_o, part_lse, out, done_rows * part_stride * HQ + done_heads,
+                           done_rows * HQ + done_heads, done_parts, done, HQ, D, BLOCK_D,
+                           4)  # fmt: skip
 
 
 @triton.jit
@@ -179,22 +239,30 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
     if k_scales is not None:
         result, lse = attend_widened(
             query, k_pages, v_pages, k_scales, v_scales, table, head, page_stride, begin, end,
-            scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, HAS_SOFTCAP,
-            PRECISION,
+            None, 0, scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, False,
+            HAS_SOFTCAP, PRECISION,
         )  # fmt: skip
     else:
         result, lse = attend_range(
-            query, k_pages, v_pages, table, head * (S * D), page_stride, begin, end, 0, scale,
+            query, k_pages, v_pages, table, head * (S * D), page_stride, begin, end, None, 0, scale,
             softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP,
             PRECISION, "evict_last",
         )  # fmt: skip
     first_slot = rows * part_stride * HQ + heads
     _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ, D, BLOCK_D)
-    is_last, _ = _arrive(rows, heads, valid, arrivals, parts, HQ)
+    num_parts = tl.load(parts + rows, mask=valid, other=0)
+    is_last = _arrive(rows, heads, valid, arrivals, num_parts, HQ)
     if tl.max(is_last.to(tl.int32)) > 0:
         tl.debug_barrier()
         _merge_tile(is_last, first_member, head, members, parts, part_o, part_lse, out,
                     part_stride, HQ, GROUP, D, BLOCK_D, ROWS)  # fmt: skip
+
+
+@triton.jit
+def _chunk_of(flags, chunk, ROWS: tl.constexpr):
+    """Return which of the 16 rows of a chunk are flagged, of [ROWS // 16, 16]."""
+    chunks = tl.arange(0, ROWS // 16)
+    return tl.sum(tl.where((chunks == chunk)[:, None], flags, 0), axis=0) > 0
 
 
 @triton.jit
@@ -203,9 +271,8 @@ def _merge_tile(is_last, first_member, head, members, parts, part_o, part_lse, o
                 ROWS: tl.constexpr):  # fmt: skip
     """Merge the finished rows of a tall tile 16 at a time, since all at once would spill."""
     flags = tl.reshape(is_last.to(tl.int32), [ROWS // 16, 16])
-    chunks = tl.arange(0, ROWS // 16)
     for chunk in range(ROWS // 16):
-        done = tl.sum(tl.where((chunks == chunk)[:, None], flags, 0), axis=0) > 0
+        done = _chunk_of(flags, chunk, ROWS)
         offs_r = chunk * 16 + tl.arange(0, 16)
         rows = tl.load(members + first_member + offs_r // GROUP, mask=done, other=0)
         heads = head * GROUP + offs_r % GROUP

@@ -49,15 +49,23 @@ def bend_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 @triton.jit
 def attend_tile(q, k, v, m, sums, acc, start, limit, first_visible, scale, softcap,
                 BLOCK_N: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
-                HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+                HAS_SOFTCAP: tl.constexpr, BY_ROW: tl.constexpr,
+                PRECISION: tl.constexpr):  # fmt: skip
     """Fold one tile into the running maximum [R], the sums and acc [R, BLOCK_D].
 
-    The sums of a small tile, [R, BLOCK_N], stay spread over its columns until the end: its warps
-    lie side by side, so that is one exchange between warps less per tile. A tall tile keeps [R].
+    `limit` and `first_visible` are numbers, or `BY_ROW` one for each row, [R]. The sums of a small
+    tile, [R, BLOCK_N], stay spread over its columns until the end: its warps lie side by side, so
+    that is one exchange between warps less per tile. A tall tile keeps [R].
     """
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scores = bend_scores(scores, scale, softcap, HAS_SOFTCAP)
-    if MASKED or HAS_WINDOW:
+    if BY_ROW:
+        token = (start + tl.arange(0, BLOCK_N))[None, :]
+        visible = token < limit[:, None]
+        if HAS_WINDOW:
+            visible = visible & (token >= first_visible[:, None])
+        scores = tl.where(visible, scores, float("-inf"))
+    elif MASKED or HAS_WINDOW:
         token = start + tl.arange(0, BLOCK_N)
         visible = token < limit
         if HAS_WINDOW:
@@ -84,21 +92,26 @@ def close_tiles(m, sums, acc):
 
 @triton.jit
 def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end,
-                 first_visible, scale, softcap, R: tl.constexpr, D: tl.constexpr,
+                 row_ends, first_visible, scale, softcap, R: tl.constexpr, D: tl.constexpr,
                  S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                  DEPTH: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
                  HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
                  EVICT: tl.constexpr):  # fmt: skip
     """Attend R query rows over tokens [begin, end); `begin` is a multiple of BLOCK_N.
 
-    Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R]; an empty range
-    gives zeros and -inf. DEPTH tiles are in flight: page ids and the tiles that they name are two
-    levels of loads, so the loop has 2 * DEPTH + 1 stages. The last tile is masked inside the
-    loop: a tile of its own after it would wait for memory with nothing else in flight.
+    row_ends: where each row's own tokens end, [R]; None if all see all of them. Returns the
+    normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R]; an empty range gives zeros and
+    -inf. DEPTH tiles are in flight: page ids and the tiles that they name are two levels of loads,
+    so the loop has 2 * DEPTH + 1 stages. The last tile is masked inside the loop: a tile of its own
+    after it would wait for memory with nothing else in flight.
     """
     m = tl.full([R], float("-inf"), tl.float32)
     sums = tl.zeros([R, BLOCK_N] if R <= 16 else [R], tl.float32)
     acc = tl.zeros([R, BLOCK_D], tl.float32)
+    BY_ROW: tl.constexpr = row_ends is not None
+    limits = end
+    if BY_ROW:
+        limits = tl.minimum(row_ends, end)
     # Counted from zero: Triton 3.6 takes a value for dead, and forgets to carry it through an outer
     # loop, if its only use is as the bound of an inner one.
     for offset in tl.range(0, end - begin, BLOCK_N, num_stages=2 * DEPTH + 1):
@@ -107,9 +120,9 @@ def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin
                       D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
         v = load_tile(v_pages, table_row, head_offset, page_stride, start, end,
                       D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
-        m, sums, acc = attend_tile(q, k, v, m, sums, acc, start, end,
+        m, sums, acc = attend_tile(q, k, v, m, sums, acc, start, limits,
                                    first_visible, scale, softcap, BLOCK_N, MASKED, HAS_WINDOW,
-                                   HAS_SOFTCAP, PRECISION)  # fmt: skip
+                                   HAS_SOFTCAP, BY_ROW, PRECISION)  # fmt: skip
     return close_tiles(m, sums, acc)
 
 

@@ -66,7 +66,7 @@ class FreshTokens:
 @triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _fresh_decode_kernel(
     qkv, positions, slots, cos, sin, q_norm, k_norm, k_pages, v_pages, k_scales, v_scales, out,
-    block_table, context_lens, items, num_items, parts, part_o, part_lse, arrivals, eps,
+    block_table, context_lens, items, num_items, part_o, part_lse, arrivals, eps,
     table_stride, page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr,
     HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, ROT: tl.constexpr,
@@ -151,7 +151,7 @@ def _fresh_decode_kernel(
                 query, key, value, k, v, k_pages, v_pages, table_row, head, page_stride, begin,
                 last, end, newest, first_visible, scale, softcap, D, S, BLOCK_N, BLOCK_D, ROWS,
                 DEPTH, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
-        finish_item(result, lse, row, head, part, num_parts, out, parts, part_o, part_lse, arrivals,
+        finish_item(result, lse, row, head, part, num_parts, out, part_o, part_lse, arrivals,
                     part_stride, HQ, HKV, D, BLOCK_D, ROWS)  # fmt: skip
 
 
@@ -232,7 +232,6 @@ def fresh_decode(
         context_lens,
         work.items,
         work.num_items,
-        work.parts,
         work.part_o,
         work.part_lse,
         work.arrivals,

@@ -38,7 +38,8 @@ def attend_plain_fresh(query, key, value, k, v, k_pages, v_pages, table_row, hea
     sums = tl.zeros([ROWS, BLOCK_N] if ROWS <= 16 else [ROWS], tl.float32)
     acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
     m, sums, acc = attend_tile(query, k, v, m, sums, acc, last, end, first_visible, scale, softcap,
-                               BLOCK_N, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+                               BLOCK_N, True, HAS_WINDOW, HAS_SOFTCAP, False,
+                               PRECISION)  # fmt: skip
     for offset in tl.range(0, last - begin, BLOCK_N, num_stages=2 * DEPTH + 1):
         start = begin + offset
         k = load_tile(k_pages, table_row, head * (S * D), page_stride, start, last, D, S, BLOCK_N,
@@ -46,7 +47,7 @@ def attend_plain_fresh(query, key, value, k, v, k_pages, v_pages, table_row, hea
         v = load_tile(v_pages, table_row, head * (S * D), page_stride, start, last, D, S, BLOCK_N,
                       BLOCK_D, False, "evict_first")  # fmt: skip
         m, sums, acc = attend_tile(query, k, v, m, sums, acc, start, last, first_visible, scale,
-                                   softcap, BLOCK_N, False, HAS_WINDOW, HAS_SOFTCAP,
+                                   softcap, BLOCK_N, False, HAS_WINDOW, HAS_SOFTCAP, False,
                                    PRECISION)  # fmt: skip
     return close_tiles(m, sums, acc)
 

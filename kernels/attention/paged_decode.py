@@ -1,4 +1,7 @@
-"""Decode attention: one query token per sequence over its pages, shared runs read once."""
+"""Decode attention: one query token per sequence, or a few, over its pages, shared runs once.
+
+It is one file because a kernel and its launch share every argument.
+"""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
@@ -14,6 +17,7 @@ from tokenbus.kernels.attention.decode_items import (
     fetch_first_tile,
     load_item,
     own_item,
+    queries_item,
     shared_item,
 )
 from tokenbus.kernels.launch import (
@@ -52,6 +56,17 @@ class DecodeTuning:
     max_registers: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class QueryRows:
+    """Where the last tokens of each sequence stand in q, if they are more than one.
+
+    cu_seqlens_q: [N + 1] int32; max_query_len: how many one sequence has at most.
+    """
+
+    cu_seqlens_q: Tensor
+    max_query_len: int
+
+
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
 _TILE_BYTES = 64 * 128 * 2
 # Rows up to which a fourth program on a multiprocessor finds no item.
@@ -82,8 +97,8 @@ def choose_tuning(
 
 @triton.jit
 def _decode_kernel(
-    q, k_pages, v_pages, k_scales, v_scales, out, block_table, context_lens, items, num_items,
-    parts, members, part_o,
+    q, k_pages, v_pages, k_scales, v_scales, out, block_table, context_lens, cu_seqlens_q, items,
+    num_items, parts, members, part_o,
     part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap, window,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
@@ -136,14 +151,20 @@ def _decode_kernel(
                                 HAS_SOFTCAP, PRECISION)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
-                             k_scales, v_scales, out, block_table, context_lens, parts, part_o,
+                             k_scales, v_scales, out, block_table, context_lens, part_o,
                              part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
                              PRECISION)  # fmt: skip
+            elif cu_seqlens_q is not None:
+                queries_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
+                             v_scales, out, block_table, context_lens, cu_seqlens_q, part_o,
+                             part_lse, arrivals, table_stride, page_stride, part_stride, scale,
+                             softcap, window, HQ, HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH,
+                             HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
             else:
                 own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
-                         v_scales, out, block_table, context_lens, parts, part_o, part_lse,
+                         v_scales, out, block_table, context_lens, part_o, part_lse,
                          arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
@@ -154,10 +175,19 @@ def _decode_kernel(
 
 
 def _check(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, work: DecodeWork
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    queries: QueryRows | None,
+    work: DecodeWork,
 ) -> None:
     """Refuse what the kernel would read wrongly."""
     num_rows, num_heads, head_dim = q.shape
+    num_seqs = len(context_lens) if queries else num_rows
+    borders = len(queries.cu_seqlens_q) if queries else num_seqs + 1
+    require(borders == num_seqs + 1, f"{borders} borders of {num_seqs} sequences")
     require_contiguous(q=q, k_pages=k_pages, v_pages=v_pages)
     shape = (work.num_heads, work.num_kv_heads, work.page_size, work.head_dim)
     given = (num_heads, k_pages.shape[1], k_pages.shape[2], head_dim)
@@ -166,7 +196,7 @@ def _check(
     require(16 <= head_dim <= 256 and head_dim % 16 == 0, f"head dim {head_dim}")
     require(num_rows <= work.max_rows, f"{num_rows} rows, buffers hold {work.max_rows}")
     require(block_table.dtype == torch.int32, f"block_table is {block_table.dtype}")
-    require(block_table.shape[0] >= num_rows and block_table.stride(1) == 1, "block_table layout")
+    require(block_table.shape[0] >= num_seqs and block_table.stride(1) == 1, "block_table layout")
 
 
 def paged_decode(
@@ -182,36 +212,44 @@ def paged_decode(
     listed: bool = False,
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
+    queries: QueryRows | None = None,
     out: Tensor | None = None,
     tuning: DecodeTuning | None = None,
 ) -> Tensor:
-    """Attend one query token per sequence over its pages.
+    """Attend one query token per sequence, or a few, over its pages.
 
-    `work.build(context_lens)` has to run before, once per step. Window and groups are the work's.
+    `work.build(context_lens)` has to run before, once per step, with the `max_query_len` of
+    `queries`. Window and groups are the work's; several queries know no groups.
 
     Args:
-        q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated.
+        q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated; with `queries` [T, Hq, D].
         k_pages, v_pages: [P, Hkv, S, D], dtype of q; the current token is already in them.
         k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: value * scale.
         block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
-        context_lens: [N] int32, tokens including the current one; 0 = no sequence, writes zeros.
+        context_lens: [N] int32, tokens including the current ones; 0 = no sequence, writes zeros.
+        queries: where each sequence's queries stand, the last of its tokens. Pages are read once
+            for all of them.
         listed: this function was called before since `build`, with the same table. Then a launch
             reads the list and fetches its first pages while its predecessor still runs.
-    Returns: [N, Hq, D], dtype of q; softmax and sums in fp32. A row depends on its own tokens
+    Returns: as q, of its dtype; softmax and sums in fp32. A row depends on its own tokens
         and on the run it shares, not on the other rows or on timing.
     Raises: KernelInputError if shapes, dtypes or layouts do not match the work list.
     Source: split-KV as in Flash-Decoding (Dao et al. 2023), shared runs as in Hydragen
-        (Juravsky et al. 2024); twin: reference.paged_decode.
+        (Juravsky et al. 2024); twins: reference.paged_decode and, for `queries`, paged_prefill.
     """
-    _check(q, k_pages, v_pages, block_table, work)
+    _check(q, k_pages, v_pages, block_table, context_lens, queries, work)
     check_page_dtypes(q.dtype, k_pages, v_pages, k_scales, v_scales)
     out = torch.empty_like(q) if out is None else out
     require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
     num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
-    groups = work.active_groups
+    groups = None if queries else work.active_groups
+    query_heads = num_heads // num_kv_heads * (queries.max_query_len if queries else 1)
     row_bytes = next_power_of_2(head_dim) * k_pages.element_size()
     tuning = tuning or choose_tuning(
-        q.shape[0], row_bytes, grouped=groups is not None, rounded=k_scales is not None
+        len(context_lens),
+        row_bytes,
+        grouped=groups is not None or queries is not None,
+        rounded=k_scales is not None,
     )
     num_programs = num_processors(q.device) * tuning.programs_per_processor
     options = dependent_launch(q.device)
@@ -224,6 +262,7 @@ def paged_decode(
         out,
         block_table,
         context_lens,
+        queries.cu_seqlens_q if queries else None,
         work.items,
         work.num_items,
         work.parts,
@@ -244,7 +283,7 @@ def paged_decode(
         BLOCK_N=tuning.block_n,
         # A product in FP8 sums at least 32 numbers.
         BLOCK_D=max(next_power_of_2(head_dim), 16 if k_scales is None else 32),
-        ROWS=max(16 if k_scales is None else 8, next_power_of_2(num_heads // num_kv_heads)),
+        ROWS=max(16 if k_scales is None or queries else 8, next_power_of_2(query_heads)),
         RUN_ROWS=groups.tile_rows if groups else 16,
         DEPTH=tuning.depth,
         RUN_DEPTH=tuning.run_depth,

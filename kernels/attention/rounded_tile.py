@@ -234,29 +234,37 @@ def logits_of(m, q_scale, scale, HAS_SOFTCAP: tl.constexpr):
 
 @triton.jit
 def attend_widened(q, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride, begin,
-                   end, scale, softcap, R: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
-                   HKV: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-                   STAGES: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                   PRECISION: tl.constexpr):  # fmt: skip
+                   end, row_ends, first_visible, scale, softcap, R: tl.constexpr, D: tl.constexpr,
+                   S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
+                   BLOCK_D: tl.constexpr, STAGES: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                   HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Attend many query rows [R, BLOCK_D] over tokens [begin, end) of FP8 pages.
 
     A tile's values are widened once for all rows, which costs less than splitting the weights of
-    all. Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R].
+    all. row_ends: where each row's own tokens end, [R], and `first_visible` where its window
+    begins; None if all see all of them. Returns the normalised output [R, BLOCK_D] and the base-2
+    log-sum-exp [R].
     """
     q, q_low, q_scale = split_tile(q)
     m = tl.full([R], float("-inf"), tl.float32)
     total = tl.zeros([R], tl.float32)
     acc = tl.zeros([R, BLOCK_D], tl.float32)
-    MASKED: tl.constexpr = S % BLOCK_N != 0
+    BY_ROW: tl.constexpr = row_ends is not None
+    MASKED: tl.constexpr = BY_ROW or S % BLOCK_N != 0
     for offset in tl.range(0, end - begin, BLOCK_N, num_stages=STAGES):
         start = begin + offset
         k, v, k_scale, v_scale = load_rounded(
             k_pages, v_pages, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride,
             start, end, D, S, HKV, BLOCK_N, BLOCK_D, False, "evict_last")  # fmt: skip
-        inside = start + tl.arange(0, BLOCK_N) < end
+        token = start + tl.arange(0, BLOCK_N)
+        visible = (token < end)[None, :]
         if MASKED:
-            v_scale = tl.where(inside, v_scale, 0.0)
-        m, total, acc = fold_widened(q, q_low, q_scale, k, v, k_scale, v_scale, inside[None, :], m,
+            v_scale = tl.where(token < end, v_scale, 0.0)
+        if BY_ROW:
+            visible &= token[None, :] < row_ends[:, None]
+            if HAS_WINDOW:
+                visible = visible & (token[None, :] >= first_visible[:, None])
+        m, total, acc = fold_widened(q, q_low, q_scale, k, v, k_scale, v_scale, visible, m,
                                      total, acc, scale, softcap, MASKED, HAS_SOFTCAP,
                                      PRECISION)  # fmt: skip
     out = acc / tl.where(total > 0.0, total, 1.0)[:, None]

@@ -269,17 +269,20 @@ class DecodeWork:
         is_active = groups is not None and (self.assumes_runs or not groups.is_empty)
         return groups if is_active else None
 
-    def build(self, context_lens: Tensor) -> None:
+    def build(self, context_lens: Tensor, max_query_len: int = 1) -> None:
         """Write the work list for the rows of `context_lens`, [N] int32, on the device.
 
-        What reads it has to be launched, or captured, with the same `active_groups`.
+        What reads it has to be launched, or captured, with the same `active_groups`. Rows of up to
+        `max_query_len` > 1 queries are read by themselves.
         """
         num_rows = context_lens.shape[0]
         require(num_rows <= self.max_rows, f"{num_rows} rows, buffers hold {self.max_rows}")
         require(context_lens.dtype == torch.int32, f"context_lens is {context_lens.dtype}")
         require_contiguous(context_lens=context_lens)
         policy = next(policy for limit, policy in self.policies if num_rows <= limit)
-        groups = self.active_groups
+        groups = self.active_groups if max_query_len == 1 else None
+        # The first of a row's queries has the window that begins first.
+        window = self.sliding_window and self.sliding_window + max_query_len - 1
         block_r = 16
         _build_kernel[(ceil_div(num_rows, block_r),)](
             context_lens,
@@ -291,7 +294,7 @@ class DecodeWork:
             self.num_items,
             self.parts,
             num_rows,
-            self.sliding_window or 0,
+            window or 0,
             S=self.page_size,
             MIN_SHIFT=_shift(policy.min_tokens, self.page_size),
             WIDE_SHIFT=_shift(policy.wide_tokens, self.page_size),

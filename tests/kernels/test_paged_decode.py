@@ -1,11 +1,14 @@
 """Paged decode attention against its fp32 twin."""
 
+from itertools import accumulate
+from typing import Any
+
 import pytest
 import torch
 from models.paged_batch import DEVICE, DTYPES, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
-from tokenbus.kernels.attention.paged_decode import paged_decode
+from tokenbus.kernels.attention.paged_decode import QueryRows, paged_decode
 from tokenbus.kernels.attention.prefix_groups import PrefixGroup, PrefixGroups
 from tokenbus.kernels.attention.work_list import DecodeWork, SplitPolicy
 from tokenbus.kernels.launch import KernelInputError, num_processors
@@ -189,6 +192,63 @@ def test_grouped_decode_skips_members_that_ended_on_the_device() -> None:
     batch.q[2] = float("nan")
     assert_close(run(batch, work), expect(batch), torch.float32)
     assert not work.arrivals.any()
+
+
+def query_batch(
+    context_lens: list[int], query_lens: list[int], **shape: Any
+) -> tuple[PagedBatch, QueryRows]:
+    """Give each sequence several queries, the last of its tokens."""
+    batch = make_batch(context_lens, **shape)
+    borders = torch.tensor([0, *accumulate(query_lens)], dtype=torch.int32, device=DEVICE)
+    num_rows, (_, num_heads, head_dim) = sum(query_lens), batch.q.shape
+    rng = torch.Generator().manual_seed(1)
+    batch.q = torch.randn(num_rows, num_heads, head_dim, generator=rng).to(DEVICE, batch.q.dtype)
+    return batch, QueryRows(borders, max(query_lens))
+
+
+# Tiles of more queries take the interpreter seconds each.
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "page_size", "dtype", "window", "most"),
+    [
+        (3, 1, 16, torch.float32, 20, 4),
+        pytest.param(6, 2, 16, torch.float32, None, 16, marks=pytest.mark.slow),
+        pytest.param(6, 2, 16, torch.float32, 5, 16, marks=pytest.mark.slow),
+        pytest.param(4, 1, 64, HALF, None, 16, marks=pytest.mark.slow),
+        pytest.param(8, 8, 32, torch.float32, 40, 16, marks=pytest.mark.slow),
+    ],
+)
+def test_queries_of_a_sequence_equal_those_of_a_prompt(
+    num_heads: int,
+    num_kv_heads: int,
+    page_size: int,
+    dtype: torch.dtype,
+    window: int | None,
+    most: int,
+) -> None:
+    """Rows of one and of many queries, cut in parts, around page borders, padded with none."""
+    context_lens = [1, page_size + 3, 0, 3 * page_size + 1]
+    query_lens = [1, 4, 2, 1]
+    if most > max(query_lens):
+        context_lens += [5 * page_size, 9, 0]
+        query_lens += [9, 9, most]
+    batch, queries = query_batch(
+        context_lens, query_lens, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=64,
+        page_size=page_size, dtype=dtype,
+    )  # fmt: skip
+    work = make_work(batch, sliding_window=window, policy=SplitPolicy(page_size, 2 * page_size))
+    expected = reference.paged_prefill(
+        batch.q, batch.k_pages, batch.v_pages, batch.block_table, batch.context_lens,
+        queries.cu_seqlens_q, scale=0.125, sliding_window=window,
+    )  # fmt: skip
+    for _ in range(2):
+        work.build(batch.context_lens, queries.max_query_len)
+        out = torch.full_like(batch.q, float("nan"))
+        paged_decode(
+            batch.q, batch.k_pages, batch.v_pages, batch.block_table, batch.context_lens, work,
+            scale=0.125, queries=queries, out=out,
+        )  # fmt: skip
+        assert_close(out, expected, dtype)
+        assert not work.arrivals.any()
 
 
 def test_group_that_does_not_start_at_its_rows_is_refused() -> None:

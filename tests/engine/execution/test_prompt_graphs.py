@@ -96,7 +96,7 @@ def test_drafts_in_padded_passes_bring_the_tokens_of_plain_steps(monkeypatch: An
     """Rows of one sequence beside one that decodes, right up to the last: all in one step."""
     shape = LlamaConfig(**(TINY_SIZES | {"num_hidden_layers": 1}))
     torch.manual_seed(0)
-    loaded = load_on_triton(shape, LlamaForCausalLM(shape).state_dict(), max_rows=4)
+    loaded = load_on_triton(shape, LlamaForCausalLM(shape).state_dict(), max_rows=16)
     config = EngineConfig("tiny", num_pages=80, page_size=16, max_num_seqs=4, cuda_graphs=False)
     prompts = [tuple(range(3, 20)), (7, 9)]
     params = SamplingParams(max_tokens=4, temperature=0.0)
@@ -119,6 +119,8 @@ def test_drafts_in_padded_passes_bring_the_tokens_of_plain_steps(monkeypatch: An
     engine._drafting = Drafting(drafts, engine._constrained)
     assert tokens_of(engine) == expected
     assert drafts.num_right == 1
+    runner: Any = engine._runner
+    assert runner.drafts._passes
 
 
 @pytest.mark.gpu

@@ -6,9 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from models.scheduler_bench import Optimist
 from models.scripted_drafts import ScriptedSpeculation
+from models.triton_model import ON_GPU, TINY_SIZES, load_on_triton
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenbus.engine.build import engine_for
+from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
@@ -157,3 +162,50 @@ def test_aborted_sequence_leaves_nothing_of_its_draft(
     engine.check_integrity()
     stats = engine.stats()
     assert stats.free_pages + stats.evictable_pages == stats.num_pages - 1
+
+
+@pytest.mark.parametrize("what", ["pays", "plan", "report", "measured", "drop"])
+def test_planner_that_raises_ends_drafting_and_nothing_else(
+    tiny: Any, prompts: list[tuple[int, ...]], run: Run, what: str
+) -> None:
+    """Whatever it is asked when it breaks, all answers are those without drafts."""
+    requests = requests_of(prompts)
+    wanted = run(tiny.engine(), requests)
+    engine = tiny.engine()
+    speculation: Any = speculate(engine, texts_of(requests, wanted))
+    working, calls = getattr(speculation, what), []
+
+    def breaks(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 5:
+            raise RuntimeError("no more drafts")
+        return working(*args)
+
+    setattr(speculation, what, breaks)
+    check_same(wanted, run(engine, requests))
+    assert len(calls) == 6, "it is not asked again"
+    assert engine._drafting is not None
+    assert engine._drafting._views == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("graphs", [False, True], ids=["launched", "graphs"])
+def test_tokens_on_a_gpu_are_those_of_the_run_without_drafts(
+    prompts: list[tuple[int, ...]], run: Run, graphs: bool
+) -> None:
+    """Rows of drafts in graphs of their own and beside prompts, over several pages."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**TINY_SIZES)
+    loaded = load_on_triton(config, LlamaForCausalLM(config).state_dict(), max_rows=128)
+    requests = requests_of(prompts)
+    settings: dict[str, Any] = {"num_pages": 400, "page_size": 16, "max_num_seqs": 32}
+    wanted = run(engine_for(loaded, EngineConfig("tiny", **settings)), requests)
+    engine = engine_for(
+        loaded, EngineConfig("tiny", speculation="auto", cuda_graphs=graphs, **settings)
+    )
+    speculation = speculate(engine, texts_of(requests, wanted), most=15)
+    check_same(wanted, run(engine, requests))
+    assert speculation.num_right > 100
+    runner: Any = engine._runner
+    assert not graphs or len(runner._drafts._passes) > len(runner._drafts.shapes_to_prepare())

@@ -1,9 +1,10 @@
-"""A runner whose passes are those of captured prompts, computed anew each time on any device."""
+"""A runner whose passes are those of captured graphs, computed anew each time on any device."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.execution.draft_graphs import DraftGraphs
 from tokenbus.engine.execution.prompt_graphs import PromptGraphs
 from tokenbus.engine.execution.runner import Runner
 
@@ -12,16 +13,19 @@ if TYPE_CHECKING:
 
 
 class PaddedRunner(Runner):
-    """Pads prompts and rows to their buckets in every `turn`-th pass that has prompts."""
+    """Pads prompts, drafts and rows to their buckets in every `turn`-th pass with any of them."""
 
     turn = 1
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.prompts = PromptGraphs(self.model, self.kv, self.rows, 4096, lambda compute: compute)
+        self.drafts = DraftGraphs(self.model, self.kv, self.rows, lambda compute: compute)
         self.num_passes = 0
 
     def _pass(self, chunks: list[Any], seqs: list[Any]) -> tuple[Tensor, int]:
         self.num_passes += 1
-        padded = self.prompts.run(chunks, seqs) if self.num_passes % self.turn == 0 else None
+        if self.num_passes % self.turn:
+            return super()._pass(chunks, seqs)
+        padded = self.drafts.run(chunks, seqs) or self.prompts.run(chunks, seqs)
         return padded or super()._pass(chunks, seqs)

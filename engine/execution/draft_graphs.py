@@ -1,0 +1,180 @@
+"""Steps of drafts as CUDA graphs: the last tokens of every sequence and what is drafted behind.
+
+All sequences decode, some of them several tokens: attention reads the pages of each once for all
+its rows, and few rows go through the linear layers of decode steps. Rows are rounded up to a
+bucket; sequences without tokens own those that pad it, and their keys go to scratch. What follows
+the pass, logits and draws, is launched while it runs.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import accumulate
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.models.decoder import Decoder
+from tokenbus.engine.sampling.plan import MAX_DRAFTED_ROWS
+from tokenbus.engine.scheduling.plan import PrefillChunk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tokenbus.engine.execution.prompt_graphs import Capture
+    from tokenbus.engine.execution.rows import RowState
+    from tokenbus.engine.interfaces import PagedModel
+    from tokenbus.engine.kv_cache import KVCache
+    from tokenbus.engine.scheduling.sequence import Sequence
+
+# Rows of a pass, and rows that one sequence has at most.
+_ROW_BUCKETS = (4, 8, 16, 24, 32, 48, 64, 96, MAX_DRAFTED_ROWS)
+_QUERY_BUCKETS = (4, 8, 16)
+# Sequences whose drafts find their graphs captured; those of more are captured on first use.
+_PREPARED_SEQS = (1, 2, 4, 8)
+# Stands for the token that a row drew last, which is on the device alone.
+_LAST_TOKEN = -1
+
+
+class DraftShape(NamedTuple):
+    """What a graph has room for: rows, sequences they belong to, and rows of one sequence."""
+
+    num_rows: int
+    num_seqs: int
+    max_query_len: int
+
+    def parts(self) -> list[int]:
+        """Return how many values each of a pass's inputs has: see `DraftGraphs._fill`."""
+        rows, seqs = self.num_rows, self.num_seqs
+        return [rows, rows, rows, seqs, seqs, seqs + 1]
+
+
+def shape_of(query_lens: list[int]) -> DraftShape | None:
+    """Return the smallest graph that holds sequences of so many rows, None if there is none."""
+    total, most = sum(query_lens), max(query_lens)
+    if total > MAX_DRAFTED_ROWS or most > _QUERY_BUCKETS[-1]:
+        return None
+    rows = _ROW_BUCKETS[bisect_left(_ROW_BUCKETS, total)]
+    queries = _QUERY_BUCKETS[bisect_left(_QUERY_BUCKETS, most)]
+    seqs = len(query_lens) + -(-(rows - total) // queries)
+    return DraftShape(rows, max(2, 1 << (seqs - 1).bit_length()), queries)
+
+
+class DraftGraphs:
+    """Forward passes over sequences with drafts, captured once each."""
+
+    def __init__(self, model: PagedModel, kv: KVCache, rows: RowState, capture: Capture) -> None:
+        """Serve models that decide nothing on the host while they run."""
+        self._model, self._kv, self._rows, self._capture = model, kv, rows, capture
+        self._passes: dict[DraftShape, Callable[[], None]] = {}
+        self._is_served = isinstance(model, Decoder)
+        largest = DraftShape(MAX_DRAFTED_ROWS, MAX_DRAFTED_ROWS, _QUERY_BUCKETS[-1])
+        # Written before each pass, in stream order, so that no pass reads the next one's.
+        self._staged = torch.zeros(sum(largest.parts()), dtype=torch.int64, device=rows.device)
+        width = model.tensors.embedding.shape[1] if isinstance(model, Decoder) else 0
+        # One result for all graphs: each would keep the memory of its own.
+        self._hidden = torch.empty(
+            (MAX_DRAFTED_ROWS, width), dtype=torch.float32, device=rows.device
+        )
+
+    def shapes_to_prepare(self) -> list[DraftShape]:
+        """Return the graphs to be captured at start, the largest first."""
+        if not self._is_served:
+            return []
+        found = {
+            shape_of([size] * num_seqs) for num_seqs in _PREPARED_SEQS for size in _QUERY_BUCKETS
+        }
+        return sorted((shape for shape in found if shape is not None), reverse=True)
+
+    @torch.inference_mode()
+    def prepare(self, shape: DraftShape) -> None:
+        """Run a pass once over scratch, so that all it needs is loaded, and capture it."""
+        self._send(self._fill(shape, []), shape)
+        self._compute(shape)
+        self._captured(shape)
+
+    def compile(self) -> None:
+        """Take passes of all numbers of queries, for a compiler that computes nothing."""
+        for shape in self.shapes_to_prepare():
+            self._compute(shape)
+
+    def run(self, chunks: list[PrefillChunk], seqs: list[Sequence]) -> tuple[Tensor, int] | None:
+        """Take drafted chunks of one known token, and one token each of `seqs`, through the model.
+
+        Returns: hidden states [T, H] and where the rows of `seqs` begin in them, which are valid
+            until the next pass; None if a chunk is longer or no graph holds so many.
+        """
+        if not self._is_served or not all(map(_is_drafted_alone, chunks)):
+            return None
+        shape = shape_of([*(chunk.num_tokens for chunk in chunks), *[1] * len(seqs)])
+        if shape is None:
+            return None
+        lone = [
+            PrefillChunk(seq, seq.num_computed - 1, seq.num_computed, samples=True) for seq in seqs
+        ]
+        self._send(self._fill(shape, [*chunks, *lone]), shape)
+        self._captured(shape)()
+        return self._hidden[: shape.num_rows], sum(chunk.num_tokens for chunk in chunks)
+
+    def _captured(self, shape: DraftShape) -> Callable[[], None]:
+        if shape not in self._passes:
+            self._passes[shape] = self._capture(lambda: self._compute(shape))
+        return self._passes[shape]
+
+    def _send(self, values: NDArray[np.int64], shape: DraftShape) -> None:
+        self._staged[: sum(shape.parts())].copy_(self._rows.to_device(values))
+
+    def _fill(self, shape: DraftShape, chunks: list[PrefillChunk]) -> NDArray[np.int64]:
+        """Write what a pass reads: ids, positions, owning rows, then per sequence row and length.
+
+        Sequences have borders last. Padding belongs to the row whose pages are scratch.
+        """
+        host = np.zeros(sum(shape.parts()), np.int64)
+        parts = np.split(host, list(accumulate(shape.parts()))[:-1])
+        ids, positions, owners, table_rows, lens, borders = parts
+        owners[:] = table_rows[:] = self._rows.padding_row
+        first = 0
+        for idx, chunk in enumerate(chunks):
+            end = first + chunk.num_tokens
+            ids[first:end] = chunk.token_ids() if chunk.draft else _LAST_TOKEN
+            positions[first:end] = np.arange(chunk.start, chunk.length)
+            owners[first:end] = table_rows[idx] = chunk.seq.row or 0
+            lens[idx] = chunk.length
+            borders[idx + 1] = first = end
+        padded = np.arange(1, shape.num_seqs - len(chunks) + 1) * shape.max_query_len + first
+        borders[len(chunks) + 1 :] = np.minimum(padded, shape.num_rows)
+        return host
+
+    def _compute(self, shape: DraftShape) -> None:
+        """Run the pass that the staged values describe; nothing is decided on the host."""
+        rows, page_size, sizes = self._rows, self._kv.page_size, shape.parts()
+        ids, positions, owners, table_rows, lens, borders = torch.split(
+            self._staged[: sum(sizes)], sizes
+        )
+        ids = torch.where(ids < 0, rows.last_token.index_select(0, owners), ids)
+        page_ids = rows.block_table[owners, positions // page_size].to(torch.int64)
+        # Lengths are the device's business; their number is all that a graph knows of them.
+        nominal = [1] * shape.num_seqs
+        ctx = ForwardContext(
+            kv=self._kv,
+            positions=positions,
+            slot_mapping=page_ids * page_size + positions % page_size,
+            block_table=rows.block_table.index_select(0, table_rows),
+            context_lens=lens.to(torch.int32),
+            cu_seqlens_q=borders.to(torch.int32),
+            query_lens=nominal,
+            context_lens_host=nominal,
+            num_decode=shape.num_seqs,
+            max_query_len=shape.max_query_len,
+        )
+        self._hidden[: shape.num_rows].copy_(self._model.forward(ids, ctx))
+
+
+def _is_drafted_alone(chunk: PrefillChunk) -> bool:
+    """Tell whether a chunk is a decoding sequence with a draft, and no prompt."""
+    return bool(chunk.draft) and chunk.end - chunk.start == 1
