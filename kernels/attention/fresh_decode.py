@@ -42,6 +42,21 @@ _TILE_BYTES = 64 * 128 * 2
 
 
 @dataclass(frozen=True, slots=True)
+class FreshTuning:
+    """How the kernel is laid out: all of its programs have to find a place at once.
+
+    max_registers: of a thread, None for as many as the kernel likes.
+    """
+
+    num_warps: int
+    programs_per_processor: int
+    max_registers: int | None = None
+
+
+_TUNING = FreshTuning(4, 2)
+
+
+@dataclass(frozen=True, slots=True)
 class FreshTokens:
     """What turns projections of N tokens into queries, and into keys and values of pages.
 
@@ -195,6 +210,7 @@ def fresh_decode(
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
     out: Tensor | None = None,
+    tuning: FreshTuning | None = None,
 ) -> Tensor:
     """Rotate the current token of each sequence, write it to its slot, attend over all tokens.
 
@@ -215,7 +231,8 @@ def fresh_decode(
     rounded = k_scales is not None
     row_bytes = next_power_of_2(head_dim) * k_pages.element_size()
     options = dependent_launch(qkv.device)
-    _fresh_decode_kernel[(2 * num_processors(qkv.device),)](
+    tuning = tuning or _TUNING
+    _fresh_decode_kernel[(tuning.programs_per_processor * num_processors(qkv.device),)](
         qkv,
         fresh.positions,
         fresh.slots,
@@ -257,7 +274,8 @@ def fresh_decode(
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if qkv.dtype == torch.float32 else "tf32",
         LISTED=listed and options["PDL"],
-        num_warps=4,
+        num_warps=tuning.num_warps,
+        maxnreg=tuning.max_registers,
         **options,
     )
     return out

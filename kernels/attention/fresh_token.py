@@ -18,23 +18,27 @@ def _partners(dims, ROT: tl.constexpr):
 def load_turn(cos, sin, position, dims, ROT: tl.constexpr):
     """Load what dims of a position are multiplied by, and their partners."""
     HALF: tl.constexpr = ROT // 2
-    if ROT == 0:
-        return tl.full(dims.shape, 1.0, tl.float32), tl.zeros(dims.shape, tl.float32)
-    # The second half of the table: both halves are equal, and some tables sign the first.
-    at = position * ROT + HALF + tl.where(dims < HALF, dims, dims - HALF)
-    turn_sin = tl.load(sin + at, mask=dims < ROT, other=0.0)
-    return tl.load(cos + at, mask=dims < ROT, other=1.0), tl.where(dims < HALF, -turn_sin, turn_sin)
+    turn_cos = tl.full(dims.shape, 1.0, tl.float32)
+    turn_sin = tl.zeros(dims.shape, tl.float32)
+    if ROT > 0:
+        # The second half of the table: both halves are equal, and some tables sign the first.
+        at = position * ROT + HALF + tl.where(dims < HALF, dims, dims - HALF)
+        turn_cos = tl.load(cos + at, mask=dims < ROT, other=1.0)
+        turn_sin = tl.load(sin + at, mask=dims < ROT, other=0.0)
+        turn_sin = tl.where(dims < HALF, -turn_sin, turn_sin)
+    return turn_cos, turn_sin
 
 
 @triton.jit
 def load_norm(norm, dims, in_dims, ROT: tl.constexpr):
-    """Load the norm's weights of dims and of their partners; 1 without a norm."""
-    one = tl.full(dims.shape, 1.0, tl.float32)
-    if norm is None:
-        return one, one
-    partners = _partners(dims, ROT)
-    return (tl.load(norm + dims, mask=in_dims, other=0.0).to(tl.float32),
-            tl.load(norm + partners, mask=in_dims, other=0.0).to(tl.float32))  # fmt: skip
+    """Load the norm's weights of dims and of their partners; ones without a norm."""
+    weight = tl.full(dims.shape, 1.0, tl.float32)
+    of_partners = weight
+    if norm is not None:
+        weight = tl.load(norm + dims, mask=in_dims, other=0.0).to(tl.float32)
+        partners = norm + _partners(dims, ROT)
+        of_partners = tl.load(partners, mask=in_dims, other=0.0).to(tl.float32)
+    return weight, of_partners
 
 
 @triton.jit

@@ -12,12 +12,10 @@ import triton.language as tl
 from tokenbus.kernels.activation import KINDS, gate
 from tokenbus.kernels.experts.combine import NOTHING, Beside, add_shared
 from tokenbus.kernels.experts.fp8_stack import Fp8Stack
-from tokenbus.kernels.experts.table import DOWN_ROW, RowTuning, UpRowTuning, up_row_tuning
+from tokenbus.kernels.experts.table import RowTuning, down_row_tuning, up_row_tuning
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
-    next_power_of_2,
-    num_processors,
     release_successor,
     require,
     require_contiguous,
@@ -68,39 +66,46 @@ def _scaled(product, scale, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def _up_kernel(
-    x, experts, weight, scales, acted, N, K: tl.constexpr, BLOCK_K: tl.constexpr,
-    ROWS: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    ACT: tl.constexpr, PDL: tl.constexpr,
+    x, experts, weight, scales, acted, N, K: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute every PARTS-th group of ROWS gated outputs of one expert.
+    """Compute ROWS gated outputs of one expert.
 
     The next kernel is let go behind the wait: from then on it may read what was chosen.
     """
-    place = tl.program_id(0) // PARTS
-    k = tl.arange(0, BLOCK_K)
-    in_k = tl.full([BLOCK_K], True, tl.int1) if BLOCK_K == K else k < K
+    blocks = tl.cdiv(N, ROWS)
+    place = tl.program_id(0) // blocks
+    rows = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
+    live = rows < N
+    offs = tl.arange(0, BLOCK_K)
+    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     # Scales of outputs come behind the sums.
     BY_BLOCK: tl.constexpr = BLOCK_OUT != 0
     wait_for_inputs(PDL)
     release_successor(PDL)
-    gates = tl.load(experts + place).to(tl.int64) * 2 * N
-    value = tl.load(x + k, mask=in_k, other=0.0).to(tl.float32)[None, :]
-    for first in tl.range(tl.program_id(0) % PARTS * ROWS, N, PARTS * ROWS, num_stages=STAGES):
-        rows = first + tl.arange(0, ROWS)
-        live = rows < N
-        w = _load_rows(weight, gates + rows, live, k, in_k, K).to(tl.float32) * value
-        w_up = _load_rows(weight, gates + N + rows, live, k, in_k, K).to(tl.float32) * value
+    gates = tl.load(experts + place).to(tl.int64) * 2 * N + rows
+    acc = tl.zeros([ROWS, BLOCK_K // _GROUP if BY_BLOCK else BLOCK_K], tl.float32)
+    acc_up = acc
+    for block in tl.static_range(BLOCKS):
+        k = block * BLOCK_K + offs
+        in_k = tl.full([BLOCK_K], True, tl.int1) if (block + 1) * BLOCK_K <= K else k < K
+        w = _load_rows(weight, gates, live, k, in_k, K)
+        w_up = _load_rows(weight, gates + N, live, k, in_k, K)
+        value = tl.load(x + k, mask=in_k, other=0.0).to(tl.float32)[None, :]
         if BY_BLOCK:
-            scale = _load_scales(scales, gates + rows, live, 0, K, BLOCK_K, BLOCK_OUT)
-            scale_up = _load_scales(scales, gates + N + rows, live, 0, K, BLOCK_K, BLOCK_OUT)
-            w = _scaled(w, scale, ROWS, BLOCK_K)
-            w_up = _scaled(w_up, scale_up, ROWS, BLOCK_K)
-        y, up = tl.sum(w, axis=1), tl.sum(w_up, axis=1)
-        if scales is not None and not BY_BLOCK:
-            y *= tl.load(scales + gates + rows, mask=live, other=0.0)
-            up *= tl.load(scales + gates + N + rows, mask=live, other=0.0)
-        y = gate(y, ACT) * up
-        tl.store(acted + place * N + rows, y.to(acted.dtype.element_ty), mask=live)
+            scale = _load_scales(scales, gates, live, block, K, BLOCK_K, BLOCK_OUT)
+            scale_up = _load_scales(scales, gates + N, live, block, K, BLOCK_K, BLOCK_OUT)
+            acc += _scaled(w.to(tl.float32) * value, scale, ROWS, BLOCK_K)
+            acc_up += _scaled(w_up.to(tl.float32) * value, scale_up, ROWS, BLOCK_K)
+        else:
+            acc += w.to(tl.float32) * value
+            acc_up += w_up.to(tl.float32) * value
+    y, up = tl.sum(acc, axis=1), tl.sum(acc_up, axis=1)
+    if scales is not None and not BY_BLOCK:
+        y *= tl.load(scales + gates, mask=live, other=0.0)
+        up *= tl.load(scales + gates + N, mask=live, other=0.0)
+    y = gate(y, ACT) * up
+    tl.store(acted + place * N + rows, y.to(acted.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -184,7 +189,7 @@ def lone_row_up(
     inner: int,
     act: ActivationKind,
     *,
-    tuning: UpRowTuning | None = None,
+    tuning: RowTuning | None = None,
 ) -> Tensor:
     """Multiply one row by the gates of its experts and what these gate.
 
@@ -203,10 +208,8 @@ def lone_row_up(
     values, scales, block_outputs = _plain_parts(gate_up, 2 * inner, width, x)
     require_contiguous(x=x)
     tuning = tuning or up_row_tuning(width, rounded=scales is not None)
-    places = tuning.programs_per_processor * num_processors(x.device)
-    parts = min(max(1, places // top_k), ceil_div(inner, tuning.block_n))
     acted = x.new_empty(top_k, inner)
-    _up_kernel[(top_k * parts,)](
+    _up_kernel[(top_k * ceil_div(inner, tuning.block_n),)](
         x,
         chosen.experts,
         values,
@@ -214,10 +217,8 @@ def lone_row_up(
         acted,
         inner,
         K=width,
-        BLOCK_K=max(next_power_of_2(width), GROUP if block_outputs else 1),
         ROWS=tuning.block_n,
-        PARTS=parts,
-        STAGES=tuning.stages,
+        BLOCK_K=tuning.block_k,
         BLOCK_OUT=block_outputs,
         ACT=act,
         num_warps=tuning.num_warps,
@@ -250,7 +251,7 @@ def lone_row_down(
     values, scales, block_outputs = _plain_parts(down, width, inner, acted)
     require_contiguous(acted=acted)
     beside.check(1, width)
-    tuning = tuning or DOWN_ROW
+    tuning = tuning or down_row_tuning(inner, rounded=scales is not None)
     out = acted.new_empty(1, width)
     _down_kernel[(ceil_div(width, tuning.block_n),)](
         acted,

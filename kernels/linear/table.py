@@ -82,7 +82,7 @@ def _for_one_row(width_in: int, width_out: int, role: LinearRole) -> LinearTunin
     if role is LinearRole.RESIDUAL:
         return _for_one_row_before_sum(width_in, width_out)
     if role is LinearRole.NORM and width_in == 2048 and width_out >= 4096:
-        return LinearTuning(8, 1024, 4)
+        return LinearTuning(4, 2048, 4)
     if width_in <= 2048:
         return LinearTuning(4, 1024, 4)
     # A whole row of x per step, as long as that is not too much.

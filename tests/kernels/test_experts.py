@@ -16,7 +16,7 @@ from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
 from tokenbus.kernels.experts.router import route_few
 from tokenbus.kernels.experts.routing import Routing, choose, route
 from tokenbus.kernels.experts.scores import RouterRule
-from tokenbus.kernels.experts.table import GroupTuning, RowTuning, UpRowTuning, tile_rows_for
+from tokenbus.kernels.experts.table import GroupTuning, RowTuning, tile_rows_for
 from tokenbus.kernels.launch import KernelInputError
 
 # Rows, experts, experts per row, hidden size, inner size: one block of rows and several, sizes
@@ -218,12 +218,12 @@ def test_a_lone_row_equals_its_twin(
     rule = RouterRule(9, 3, renormalise=renormalise)
     x, logits = randn(1, width, dtype=dtype), randn(1, 10, seed=3)
     gate_up, down = drawn_weights(9, width, inner, dtype)
+    tuning = RowTuning(4, 32, 2, ahead=2)
     chosen = choose(logits, rule)
-    acted = lone_row_up(x, chosen, gate_up, inner, "silu", tuning=UpRowTuning(4, 3, 2))
+    acted = lone_row_up(x, chosen, gate_up, inner, "silu", tuning=tuning)
     shared, residual = randn(1, width, dtype=dtype, seed=6), randn(1, width, seed=7)
     kept = residual.clone()
     beside = Beside(shared, logits[:, 9:], kept)
-    tuning = RowTuning(4, 32, 2, ahead=2)
     got = lone_row_down(acted, chosen, down, width, beside, tuning=tuning)
     expected = reference.mix(x, reference.route(logits, rule), gate_up, down)
     expected += shared.float() * logits[:, 9:].sigmoid() + residual

@@ -18,7 +18,7 @@ from tokenbus.kernels.experts.rounded_norm import add_rms_norm_both
 from tokenbus.kernels.experts.router import FewRows, route_few
 from tokenbus.kernels.experts.routing import Routing, choose, route
 from tokenbus.kernels.experts.scores import RouterRule
-from tokenbus.kernels.experts.table import GroupTuning, RowTuning, UpRowTuning
+from tokenbus.kernels.experts.table import GroupTuning, RowTuning
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.quantize import QuantizedRows, quantize_groups, quantize_rows
 
@@ -122,7 +122,7 @@ def test_a_lone_row_is_not_rounded(width: int, inner: int, block_k: int, block: 
     x, logits = randn(1, width).to(HALF), randn(1, 9, seed=3)
     rule, tuning = RouterRule(9, 3), RowTuning(16, block_k, 2, ahead=2)
     chosen = choose(logits, rule)
-    acted = lone_row_up(x, chosen, gate_up, inner, "silu", tuning=UpRowTuning(16, 3, 2))
+    acted = lone_row_up(x, chosen, gate_up, inner, "silu", tuning=tuning)
     residual = randn(1, width, seed=7)
     kept = residual.clone()
     got = lone_row_down(acted, chosen, down, width, Beside(residual=kept), tuning=tuning)
