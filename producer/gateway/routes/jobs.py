@@ -156,7 +156,8 @@ async def _shown(job: SubmittedJob) -> dict[str, Any]:
     scripts = job.client.scripts
     record = await scripts.queue.record(address)
     stored = None
-    if record is None or record.state is JobState.DONE:
+    if record is None or record.state not in (JobState.DELAYED, JobState.WAITING):
+        # The log decides: its readers know of the end before the record does.
         stored = await scripts.log.result(address)
     if record is None and stored is None:
         raise not_found("job", job.job_id)

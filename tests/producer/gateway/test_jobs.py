@@ -11,6 +11,7 @@ from gateways.doors import door, frames_of
 from patience import PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
 from workers.null_workers import expected_text, worker
+from workers.stubs import StubWorker
 
 from tokenbus.producer.gateway.pools.pool_view import view_pools
 from tokenbus.producer.gateway.routes.health import why_not
@@ -44,6 +45,23 @@ async def test_job_is_streamed_and_shown(null_door: Door) -> None:
     assert (shown["status"], shown["reason"]) == ("done", "length")
     assert shown["choices"][0]["text"] == expected_text(1, 5)
     assert shown["created"] == made.json["created"]
+
+
+async def test_job_has_its_result_as_soon_as_its_readers_have_the_end(
+    scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """What its stream has told is shown, while the worker has still to complete its record."""
+    stub = StubWorker(scripts)
+    await stub.reconcile()
+    async with door(redis_url, pool) as running:
+        made = (await running.post("/v1/jobs", BODY)).json
+        [pulled] = (await stub.pull()).jobs
+        await stub.run(pulled.job_id, pulled.epoch, 2)
+        stream = await running.get(made["stream"])
+        shown = (await running.get(f"/v1/jobs/{made['id']}")).json
+    assert stream.frames[-1].event == "end"
+    assert (shown["status"], shown["reason"]) == ("done", "stop")
+    assert shown["choices"][0]["text"]
 
 
 @pytest.mark.asyncio(loop_scope="module")
