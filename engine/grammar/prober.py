@@ -84,10 +84,8 @@ class Prober:
                 os.kill(child.pid, signal.SIGKILL)
 
     def _patience_s(self) -> float | None:
-        if not self._children:
-            return None
-        soonest = min(child.gives_up_at for child in self._children.values())
-        return max(0.0, soonest - time.monotonic())
+        running = [c.gives_up_at for c in self._children.values() if not c.timed_out]
+        return max(0.0, min(running) - time.monotonic()) if running else None
 
     def _begin(self, asker: socket.socket) -> None:
         kind, *parts = receive_message(asker)
@@ -141,7 +139,6 @@ class Prober:
         for child in self._children.values():
             if now >= child.gives_up_at and not child.timed_out:
                 child.timed_out = True
-                child.gives_up_at = float("inf")
                 os.kill(child.pid, signal.SIGKILL)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import resource
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import pytest
 from patience import PATIENCE_S
 
 from tokenbus.engine.grammar.limits import GrammarLimits
+from tokenbus.engine.grammar.prober import Prober, _Child
 from tokenbus.engine.grammar.prober_link import ProberLink
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.grammar.watched_answer import WatchedAnswer
@@ -156,6 +159,21 @@ def test_grammar_without_end_is_ended_and_the_next_one_passes(link: ProberLink) 
     assert link._process.pid == pid
 
 
+def test_prober_outlives_a_trial_that_takes_too_long(link: ProberLink) -> None:
+    """One that gets no processor is ended after its wall time, and its end is waited for."""
+    prober = Prober([], link._vocabulary.build(), LIMITS)
+    with subprocess.Popen([sys.executable, "-P", "-c", "input()"], stdin=subprocess.PIPE) as trial:
+        ours, theirs = socket.socketpair()
+        prober._children[0] = _Child(ours, trial.pid, 0, time.monotonic())
+        prober._give_up()
+        prober._selector.register(theirs, selectors.EVENT_WRITE)
+        assert prober._patience_s() is None
+        assert prober._selector.select(prober._patience_s())
+        assert trial.wait(PATIENCE_S) == -signal.SIGKILL
+    ours.close()
+    theirs.close()
+
+
 def test_killed_prober_is_replaced(link: ProberLink) -> None:
     """Whoever kills the process, the next trial runs in another."""
     link.try_grammar(GOOD, 1)
@@ -167,6 +185,7 @@ def test_killed_prober_is_replaced(link: ProberLink) -> None:
 _OWNER = """
 import sys
 from tokenbus.engine.grammar.limits import GrammarLimits
+from tokenbus.engine.grammar.prober import Prober, _Child
 from tokenbus.engine.grammar.prober_link import ProberLink
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer

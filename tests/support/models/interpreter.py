@@ -19,5 +19,7 @@ def keep_language() -> None:
     # Triton's own device functions know the language by its inner module.
     both: Any = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
     interpreter._patch_lang(both)
+    # The interpreter's own word asks NumPy to read an array of one number as one: 2.5 refuses.
+    tl.core.tensor.__index__ = lambda self: self.handle.data.item()
     kept = SimpleNamespace(restore=lambda: None)
     interpreter._patch_lang = lambda _: kept
