@@ -173,7 +173,5 @@ def test_demo_model_says_the_same_with_drafts() -> None:
         speculation = speculate(llm, texts_of(requests, wanted), wrong_in)
         check_same(wanted, run(llm, requests))
         assert speculation.num_right > 100
-        # Choices that begin alike are drafted from each other, which is not always right.
-        nearly_all = 0.9 * speculation.num_drafted
-        assert (speculation.num_right < nearly_all) == (wrong_in == 3)
+        assert (speculation.num_right < speculation.num_drafted) == (wrong_in == 3)
     llm.close()

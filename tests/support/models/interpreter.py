@@ -19,7 +19,7 @@ def keep_language() -> None:
     # Triton's own device functions know the language by its inner module.
     both: Any = SimpleNamespace(__globals__={"tl": tl, "core": tl.core})
     interpreter._patch_lang(both)
-    # The interpreter's own word asks NumPy to read an array of one number as one: 2.5 refuses.
-    tl.core.tensor.__index__ = lambda self: self.handle.data.item()
+    # Up to 3.6 it takes a number from an array of one, which NumPy forbids since 2.4.
+    tl.tensor.__index__ = lambda number: int(number.handle.data.squeeze())
     kept = SimpleNamespace(restore=lambda: None)
     interpreter._patch_lang = lambda _: kept

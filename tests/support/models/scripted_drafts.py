@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 class ScriptedSpeculation:
     """Drafts what sequences are known to say, found by what they have said so far.
 
-    One in `wrong_in` drafts has a wrong token at a random place, and as many sequences get none.
+    Of texts that begin alike it drafts what they go on to say in common. One in `wrong_in` drafts
+    has a wrong token at a random place, and as many sequences get none.
     Every call is held against the contract: a key is asked for until it is dropped, and that tells
     all its tokens.
     """
@@ -81,11 +83,10 @@ class ScriptedSpeculation:
         if self._chance.randrange(self._wrong_in) == 0:
             return []
         size = self._chance.randint(1, self.most)
-        for text in self.texts:
-            if text[: len(known)] == known:
-                draft = text[len(known) : len(known) + size]
-                if draft and self._chance.randrange(self._wrong_in) == 0:
-                    place = self._chance.randrange(len(draft))
-                    draft[place] = self._chance.randrange(self._vocab_size)
-                return draft
-        return []
+        rests = [text[len(known) :] for text in self.texts if text[: len(known)] == known]
+        common = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rests, strict=False))
+        draft = [token_id for token_id, *_ in common][:size]
+        if draft and self._chance.randrange(self._wrong_in) == 0:
+            place = self._chance.randrange(len(draft))
+            draft[place] = self._chance.randrange(self._vocab_size)
+        return draft
