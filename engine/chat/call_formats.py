@@ -78,7 +78,21 @@ _ALL = (
     _tagged_json("hermes", "<tool_call>\n", "\n</tool_call>"),
     _tagged_json("longcat", "<longcat_tool_call>\n", "\n</longcat_tool_call>"),
     _tagged_json("internlm", "<|action_start|><|plugin|>\n", "<|action_end|>", "parameters"),
-    _tagged_json("internlm-2", "<|action_start|><|plugin|>\n", "<|action_end|>"),
+    CallFormat(
+        "internlm-2",
+        _JSON_CALL,
+        call_open="<|action_start|><|plugin|>\n",
+        call_close="<|action_end|>",
+        separator="\n",
+        also_read=(
+            _tagged_json(
+                "internlm-2-parameters",
+                "<|action_start|><|plugin|>\n",
+                "<|action_end|>",
+                "parameters",
+            ),
+        ),
+    ),
     CallFormat("granite-20b", _JSON_CALL, call_open="<function_call> "),
     _json_list("jamba", "<tool_calls>", "</tool_calls>"),
     _json_list("functools", "functools"),
