@@ -1,8 +1,9 @@
-"""Rows of tensor parallel on the GPUs of one host: `python benchmarks/tensor_parallel.py ROW`.
+"""Rows of tensor parallel on the GPUs of one host: `python benchmarks/tensor_parallel.py ROW...`.
 
 A row is a workload of `tokenbus bench engine` on a shape with random weights, in bfloat16, with two
-ranks unless `--ranks` says otherwise. `equal` compares greedy tokens in float32 with those of one
-rank instead, and `bits` in bfloat16: where they part first, and how near a tie that was.
+ranks unless `--ranks` says otherwise; rows of one shape run in one engine. `equal` compares greedy
+tokens in float32 with those of one rank instead, and `bits` in bfloat16: where they part first, and
+how near a tie that was.
 """
 
 from __future__ import annotations
@@ -82,23 +83,32 @@ def compare(model: str, num_ranks: int, dtype: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run one row."""
+    """Run rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("row", choices=[*_ROWS, "equal", "bits"])
+    parser.add_argument("rows", nargs="+", choices=[*_ROWS, "equal", "bits"])
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--model", help="a folder, for equal and bits")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--max-num-seqs", type=int, default=512, help="rows that get graphs")
     args = parser.parse_args(argv)
-    if args.row not in _ROWS:
+    if not _ROWS.keys() >= set(args.rows):
+        if len(args.rows) > 1:
+            parser.error("equal and bits are asked for alone")
         if args.model is None:
             parser.error("--model is needed: random weights have no clear best token")
-        return compare(args.model, args.ranks, "float32" if args.row == "equal" else "bfloat16")
-    shape, workload = _ROWS[args.row]
+        dtype = "float32" if args.rows[0] == "equal" else "bfloat16"
+        return compare(args.model, args.ranks, dtype)
+    shapes, workloads = zip(*(_ROWS[row] for row in args.rows), strict=True)
+    shape = shapes[0]
+    if any(other != shape for other in shapes):
+        parser.error("these rows are of several shapes, which need an engine each")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape))
         return run_bench([
-            "--model", folder, "--random-weights", "--workload", workload, "--dtype", "bfloat16",
+            "--model", folder, "--random-weights", "--dtype", "bfloat16",
+            *(f"--workload={workload}" for workload in workloads),
             "--tensor-parallel", str(args.ranks), "--repeats", str(args.repeats),
+            "--max-num-seqs", str(args.max_num_seqs),
         ])  # fmt: skip
 
 
