@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenbus.engine.kv_cache import FP8_PAGES
 from tokenbus.kernels.attention.fresh_decode import fresh_decode
 from tokenbus.kernels.attention.paged_decode import QueryRows, paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
@@ -208,7 +207,6 @@ class TritonAttention:
             device=q.device,
             sliding_window=spec.sliding_window,
             groups=groups,
-            rounded=ctx.kv.dtype == FP8_PAGES,
         )
 
 

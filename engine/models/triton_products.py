@@ -26,14 +26,14 @@ from tokenbus.engine.models.linear_weight import (
 from tokenbus.engine.models.ops import widened
 from tokenbus.engine.models.product import Product, ProductTable
 from tokenbus.kernels.exchange import exchange
+from tokenbus.kernels.int4.layout import group_in_blocks, pack_int4
+from tokenbus.kernels.int4.linear import int4_linear, widened_int4
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_linear import fits_matvec, fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_qkv import fits_qkv_row, fp8_qkv_row
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import is_tall
 from tokenbus.kernels.linear.gated_linear import gated_linear
-from tokenbus.kernels.linear.int4_layout import group_in_blocks, pack_int4
-from tokenbus.kernels.linear.int4_linear import int4_linear, widened_int4
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
 from tokenbus.kernels.quantize import (
     GROUP,

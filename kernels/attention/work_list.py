@@ -64,10 +64,6 @@ DEFAULT_POLICIES: tuple[tuple[int, SplitPolicy], ...] = (
     (128, SplitPolicy(1024, 1024)),
     (1 << 30, SplitPolicy(2048, 2048)),
 )
-# A part of FP8 pages has half the bytes: 8 rows of 300 tokens took 50 us of 3,096 less unsplit.
-ROUNDED_POLICIES = tuple(
-    (limit, SplitPolicy(512, 1024) if limit == 8 else policy) for limit, policy in DEFAULT_POLICIES
-)
 
 
 @triton.jit
@@ -205,8 +201,7 @@ class DecodeWork:
     """Static buffers of paged decode for one attention shape, and the list that drives it.
 
     Build the list once per step; every layer of the same shape reads it. All batch sizes up to
-    `max_rows` share one object, so graphs of several buckets share its memory. rounded: whether
-    pages are of FP8, which are cut otherwise.
+    `max_rows` share one object, so graphs of several buckets share its memory.
 
     items: [capacity, 8] int32: row, first token, end token, part, parts of the row, members
         (0 for a row's own tokens), first member.
@@ -229,7 +224,6 @@ class DecodeWork:
         sliding_window: int | None = None,
         groups: PrefixGroups | None = None,
         policy: SplitPolicy | None = None,
-        rounded: bool = False,
     ) -> None:
         require(num_heads % num_kv_heads == 0, f"{num_heads} heads over {num_kv_heads} KV heads")
         require(next_power_of_2(page_size) == page_size >= 16, f"page size {page_size}")
@@ -240,7 +234,7 @@ class DecodeWork:
         self.groups = groups
         self.assumes_runs = False
         self.max_rows = max_rows
-        self.policies = ROUNDED_POLICIES if rounded else DEFAULT_POLICIES
+        self.policies = DEFAULT_POLICIES
         if policy is not None:
             self.policies = ((max_rows, policy),)
         most = (policy.most_parts(max_pages * page_size) for _, policy in self.policies)

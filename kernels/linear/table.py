@@ -71,7 +71,7 @@ def choose_tuning(
 
 
 def _for_one_row(width_in: int, width_out: int, role: LinearRole) -> LinearTuning | None:
-    if width_out >= _WIDE and width_in >= 4096:
+    if width_out >= _WIDE and width_in > 4096:
         return None
     if role is LinearRole.GATED:
         if width_in <= 1024:

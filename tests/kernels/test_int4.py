@@ -10,15 +10,15 @@ import torch
 from models.paged_batch import DEVICE, DTYPES, HALF
 
 from tokenbus.kernels import reference
+from tokenbus.kernels.int4.layout import PackedInt4, group_in_blocks, pack_int4
+from tokenbus.kernels.int4.linear import int4_linear, widened_int4
+from tokenbus.kernels.int4.matmul import Int4RowsTuning, Int4Tuning
+from tokenbus.kernels.int4.split_rows import SplitRows, split_rows
+from tokenbus.kernels.int4.table import choose_int4_tuning
+from tokenbus.kernels.int4.vector import Int4VectorTuning
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear.int4_layout import PackedInt4, group_in_blocks, pack_int4
-from tokenbus.kernels.linear.int4_linear import int4_linear, widened_int4
-from tokenbus.kernels.linear.int4_matmul import Int4RowsTuning, Int4Tuning
-from tokenbus.kernels.linear.int4_table import choose_int4_tuning
-from tokenbus.kernels.linear.int4_vector import Int4VectorTuning
 from tokenbus.kernels.linear.small_linear import Fusion
 from tokenbus.kernels.linear.table import LinearRole
-from tokenbus.kernels.split_rows import SplitRows, split_rows
 
 if TYPE_CHECKING:
     from torch import Tensor

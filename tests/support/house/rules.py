@@ -44,6 +44,7 @@ RULES = {
 # floor do not know each other. The last floor is the vocabulary of the package.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "kernels": (
+        ("kernels/int4",),
         (
             "kernels/attention",
             "kernels/cpu",

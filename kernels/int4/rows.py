@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.activation import gate
+from tokenbus.kernels.int4.layout import BLOCK, STRIP, WORDS
+from tokenbus.kernels.int4.matmul import scales_of, sum_parts, zeros_of
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
-from tokenbus.kernels.linear.int4_layout import BLOCK, STRIP, WORDS
-from tokenbus.kernels.linear.int4_matmul import scales_of, sum_parts, zeros_of
 
 _BLOCK, _STRIP, _BYTES = tl.constexpr(BLOCK), tl.constexpr(STRIP), tl.constexpr(2 * WORDS)
 

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.activation import gate
+from tokenbus.kernels.int4.layout import BLOCK, STRIP, WORDS
+from tokenbus.kernels.int4.matmul import scales_of, zeros_of
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
-from tokenbus.kernels.linear.int4_layout import BLOCK, STRIP, WORDS
-from tokenbus.kernels.linear.int4_matmul import scales_of, zeros_of
 from tokenbus.kernels.quantize import magnitude
 
 # Registers of an output's block: two numbers of 16 bits each, side by side.

@@ -1,6 +1,6 @@
 """Matrix products with weights of four bits, the tall operand, which is widened in registers.
 
-A packed block (see `int4_layout`) holds each thread's steps as the matrix unit wants them, so they
+A packed block (see `layout`) holds each thread's steps as the matrix unit wants them, so they
 go from the load through a mask, a difference and a product straight into it.
 """
 
@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.activation import gate
+from tokenbus.kernels.int4.layout import BLOCK, MAX_ZERO, STRIP, WORDS
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
-from tokenbus.kernels.linear.int4_layout import BLOCK, MAX_ZERO, STRIP, WORDS
 
 _BLOCK, _WORDS, _STRIP = tl.constexpr(BLOCK), tl.constexpr(WORDS), tl.constexpr(STRIP)
 # Bits that a zero point takes.

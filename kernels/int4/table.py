@@ -5,12 +5,12 @@ Swept on an H200 over the four linears of an 8B layer; benchmarks/RESULTS.md has
 
 from __future__ import annotations
 
+from tokenbus.kernels.int4.layout import BLOCK
+from tokenbus.kernels.int4.matmul import Int4RowsTuning, Int4Tuning
+from tokenbus.kernels.int4.split_rows import MAX_SPLIT_ROWS
+from tokenbus.kernels.int4.vector import Int4VectorTuning
 from tokenbus.kernels.launch import ceil_div, next_power_of_2
-from tokenbus.kernels.linear.int4_layout import BLOCK
-from tokenbus.kernels.linear.int4_matmul import Int4RowsTuning, Int4Tuning
-from tokenbus.kernels.linear.int4_vector import Int4VectorTuning
 from tokenbus.kernels.linear.table import LinearRole
-from tokenbus.kernels.split_rows import MAX_SPLIT_ROWS
 
 # Multiprocessors of an H100 or H200.
 _PROCESSORS = 132
@@ -66,10 +66,16 @@ def choose_int4_tuning(
 
 
 def _lone_row(num_blocks: int, outputs: int) -> Int4VectorTuning:
-    """Deal tiles out so that all programs find a place at once."""
-    num_warps = max(1, num_blocks // 8)
-    tiles = ceil_div(outputs, 8 * 4 * _PROCESSORS)
-    return Int4VectorTuning(8, num_warps, tiles)
+    """Pick tiles of 8 outputs and how many of them a program stays for.
+
+    Of rows that a few warps hold the programs end in several rounds, so that the next kernel finds
+    room beside the last of them: five tiles each behind a gate took 58 us of a step less than the
+    seven for which all find a place at once. A long row takes a multiprocessor for itself.
+    """
+    num_warps = max(1, min(num_blocks // 8, 8))
+    if num_blocks > 32:
+        return Int4VectorTuning(8, num_warps, ceil_div(outputs, 8 * _PROCESSORS))
+    return Int4VectorTuning(8, num_warps, max(1, min(outputs // 3072, 5)))
 
 
 def _few_rows(num_rows: int, width_in: int, outputs: int) -> Int4RowsTuning:

@@ -10,25 +10,25 @@ import torch.nn.functional as F
 import triton.language as tl
 
 from tokenbus.kernels.activation import gated_act
-from tokenbus.kernels.launch import ceil_div, dependent_launch, next_power_of_2, require
-from tokenbus.kernels.linear.int4_layout import BLOCK, check_int4
-from tokenbus.kernels.linear.int4_matmul import (
+from tokenbus.kernels.int4.layout import BLOCK, check_int4
+from tokenbus.kernels.int4.matmul import (
     Int4RowsTuning,
     int4_matmul_kernel,
     int4_widen_kernel,
 )
-from tokenbus.kernels.linear.int4_rows import int4_rows_kernel
-from tokenbus.kernels.linear.int4_table import WIDEN_TILE, choose_int4_tuning
-from tokenbus.kernels.linear.int4_vector import Int4VectorTuning, int4_vector_kernel
+from tokenbus.kernels.int4.rows import int4_rows_kernel
+from tokenbus.kernels.int4.split_rows import split_rows
+from tokenbus.kernels.int4.table import WIDEN_TILE, choose_int4_tuning
+from tokenbus.kernels.int4.vector import Int4VectorTuning, int4_vector_kernel
+from tokenbus.kernels.launch import ceil_div, dependent_launch, next_power_of_2, require
 from tokenbus.kernels.linear.small_linear import PLAIN, Fusion, wide_linear
 from tokenbus.kernels.norm import rms_norm
-from tokenbus.kernels.split_rows import split_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.kernels.linear.int4_layout import PackedInt4
-    from tokenbus.kernels.linear.int4_matmul import Int4Tuning
+    from tokenbus.kernels.int4.layout import PackedInt4
+    from tokenbus.kernels.int4.matmul import Int4Tuning
 
 # Tiles that share inputs, over all launches at a time: a count each.
 _MAX_TILES = 4096
