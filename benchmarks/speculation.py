@@ -297,7 +297,7 @@ def main() -> None:
         args.model,
         dtype=args.dtype,
         device=args.device,
-        memory_fraction=0.4,
+        kv_cache_gib=6,
         max_num_seqs=max(args.batch),
     )
     loaded = load_for(config)

@@ -24,6 +24,7 @@ from tokenbus.engine.execution.device_faults import escapes, is_device_fault
 from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.execution.request_check import check_request
 from tokenbus.engine.sampling.plan import LOGIT_RULES, plan_of
+from tokenbus.engine.scheduling.plan import StepPlan
 from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
 from tokenbus.engine.text.prompt_ids import packed
 from tokenbus.engine.types import (
@@ -148,11 +149,12 @@ class Engine:
 
     def _step(self) -> StepOutput:
         self._settle_grammars()
-        drafting, drafts, began_at = self._drafting, None, 0.0
+        drafting, drafts = self._drafting, None
         if drafting is not None:
-            began_at = time.monotonic()
             drafts = drafting.drafts(self._scheduler.running)
-        plan = self._scheduler.schedule(drafts)
+        # Behind a token that the host does not know, nobody can tell which of a draft were right.
+        waits = bool(drafts) and self._inflight is not None
+        plan = StepPlan() if waits else self._scheduler.schedule(drafts)
         launched = None
         started_at = time.monotonic()
         if not plan.is_empty:
@@ -163,7 +165,7 @@ class Engine:
             self._steps_total += 1
         self._end_failed()
         done = launched
-        if self._one_step_ahead and not self._stands_alone(launched):
+        if self._one_step_ahead and not (launched and launched.drafted):
             done, self._inflight = self._inflight, launched
         if done is not None:
             self._complete(done)
@@ -174,10 +176,8 @@ class Engine:
                 now - max(self._launched_at, started_at if done is launched else 0.0),
             )
             if drafting is not None:
-                # With the time that drafts took: they have to be worth it.
-                drafting.measured(
-                    done.plan, now - max(self._launched_at, began_at if done is launched else 0.0)
-                )
+                # With all that the host did since the step before: drafts have to be worth it.
+                drafting.measured(done.plan, now - self._launched_at)
             self._launched_at = now
             self._end_failed()
         deltas, self._deltas = self._deltas, []
@@ -187,12 +187,6 @@ class Engine:
             preempted=tuple(seq.request.request_id for seq in plan.preempted),
             stats=self.stats(),
         )
-
-    def _stands_alone(self, launched: PendingStep | None) -> bool:
-        """Tell whether all that a step computes has to be known before the next one."""
-        if launched is None or self._inflight is not None or not launched.drafted:
-            return False
-        return len(launched.drafted) == len(launched.plan.prefill) and not launched.plan.decode
 
     def stats(self) -> EngineStats:
         """Return counters and gauges."""
@@ -224,12 +218,12 @@ class Engine:
         Nothing is done without speculation, here and in `drop_answers`.
         """
         if self._drafting is not None:
-            self._drafting.speculation.learn_answer(name, group, token_ids)
+            self._drafting.learn_answer(name, group, token_ids)
 
     def drop_answers(self, names: TokenIds[int]) -> None:
         """Let no more drafts come from the answers of these names or requests."""
         if self._drafting is not None:
-            self._drafting.speculation.drop_answers(names)
+            self._drafting.drop_answers(names)
 
     @property
     def follower_pids(self) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
-"""Drafting: who is asked for drafts between two steps, and what comes of them."""
+"""Drafting: who is asked for drafts between two steps, and what comes of them.
+
+Tokens do not depend on it. So whatever the planner raises ends drafting, and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.containment import Containment
 from tokenbus.engine.scheduling.sequence import SequenceState
 from tokenbus.engine.speculation.drafter import DraftView
 from tokenbus.engine.types import DraftCount
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from collections.abc import Sequence as TokenIds
 
+    from tokenbus.engine.containment import Guard
     from tokenbus.engine.execution.constrained import ConstrainedRows
     from tokenbus.engine.execution.pending_step import DrawnTokens
     from tokenbus.engine.scheduling.plan import StepPlan
@@ -34,40 +40,69 @@ class Drafting:
         self._keys = count()
         self._views: dict[Sequence, DraftView] = {}
         self._counts: dict[Sequence, DraftCount] = {}
+        self._containment: Containment[str] = Containment()
+        self._has_failed = False
 
     def drafts(self, running: Collection[Sequence]) -> Drafts:
         """Return the drafts of the next step for those of these sequences that have any."""
-        if not running or not self.speculation.pays(len(running)):
+        if not running or self._is_over:
             return {}
-        seqs = [seq for seq in running if _can_ask(seq)]
-        views = [self._view(seq) for seq in seqs]
-        asked = {view.key: seq for view, seq in zip(views, seqs, strict=True)}
-        drafts = self.speculation.plan(views) if views else {}
-        return {asked[key]: draft for key, draft in drafts.items() if draft}
+        with self._guard("drafts were planned"):
+            if not self.speculation.pays(len(running)):
+                return {}
+            asked = {(view := self._view(seq)).key: (view, seq) for seq in running if _can_ask(seq)}
+            if not asked:
+                return {}
+            drafts = self.speculation.plan([view for view, _ in asked.values()])
+            return {asked[key][1]: draft for key, draft in drafts.items() if draft}
+        return {}
 
     def report(self, drawn: DrawnTokens) -> None:
         """Tell how much of a draft was right, unless its sequence has ended meanwhile."""
         view = self._views.get(drawn.seq)
-        if view is None:
+        if view is None or self._is_over:
             return
         num_right = len(drawn.token_ids) - 1
         count = self._counts.get(drawn.seq, DraftCount())
         self._counts[drawn.seq] = count.plus(DraftCount(len(drawn.draft), num_right))
-        self.speculation.report(view.key, drawn.draft, num_right)
+        with self._guard("a draft was reported"):
+            self.speculation.report(view.key, drawn.draft, num_right)
 
     def measured(self, plan: StepPlan, seconds: float) -> None:
         """Count the turns of a step, and tell what it took if it was for these alone."""
         drafted = plan.drafted()
         self.decode_turns_total += len(plan.decode) + len(drafted)
-        if not plan.num_prefill_tokens:
+        if not plan.num_prefill_tokens and not self._is_over:
             num_rows = len(plan.decode) + sum(chunk.num_tokens for chunk in drafted)
-            self.speculation.measured(num_rows, seconds)
+            with self._guard("a step was measured"):
+                self.speculation.measured(num_rows, seconds)
 
     def drop(self, seq: Sequence) -> DraftCount:
         """Tell that a sequence has ended; return what was drafted for it."""
-        self.speculation.drop(self._view(seq))
-        del self._views[seq]
+        if not self._is_over:
+            with self._guard("a sequence was dropped"):
+                self.speculation.drop(self._view(seq))
+        self._views.pop(seq, None)
         return self._counts.pop(seq, DraftCount())
+
+    def learn_answer(self, name: int, group: str, token_ids: TokenIds[int]) -> None:
+        """Pass on an answer that the engine did not give itself."""
+        if not self._is_over:
+            with self._guard("an answer was learned"):
+                self.speculation.learn_answer(name, group, token_ids)
+
+    def drop_answers(self, names: TokenIds[int]) -> None:
+        """Pass on which answers are to be forgotten."""
+        with self._guard("answers were forgotten"):
+            self.speculation.drop_answers(names)
+
+    @property
+    def _is_over(self) -> bool:
+        self._has_failed = self._has_failed or bool(self._containment.take())
+        return self._has_failed
+
+    def _guard(self, doing: str) -> Guard[str]:
+        return self._containment.guard("drafting", doing)
 
     def _view(self, seq: Sequence) -> DraftView:
         view = self._views.get(seq)

@@ -45,6 +45,10 @@ class FollowedSampling(SamplingState):
         """Return the plan of rank 0."""
         return self.told
 
+    def reads_history(self, plan: SamplingPlan) -> bool:  # noqa: ARG002
+        """Tell that nothing here depends on tokens: all places of a draft go at once."""
+        return False
+
     def flush(self) -> None:
         """Do nothing."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from tokenbus.engine.sampling.plan import HISTORY, Feature, SamplingPlan
+from tokenbus.engine.sampling.plan import Feature, SamplingPlan
 from tokenbus.engine.sampling.sampler import SampledTokens
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def draw_drafted(
         to_device: copies indices to where the logits are.
         bitmask: [T, W] int32 as in `SamplingState.sample`.
     """
-    in_turn = plan.has(HISTORY)
+    in_turn = state.reads_history(plan)
     places = _DrawPlaces(drafted, to_device, in_turn=in_turn)
     draws = SamplingPlan(plan.features & ~Feature.LOGPROBS)
     rows = places.rows.clone()

@@ -146,6 +146,10 @@ class SamplingState:
             merged = merged.union(plans[number])
         return merged
 
+    def reads_history(self, plan: SamplingPlan) -> bool:
+        """Tell whether a draw by `plan` depends on the tokens drawn before it."""
+        return plan.has(HISTORY)
+
     def flush(self) -> None:
         """Send staged rows to the device; call before replaying a captured `sample_with_plan`."""
         self._table.flush()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from tokenbus.engine.speculation.drafter import MAX_STRENGTH
 
+# Shares of right tokens by drafter and strength, from 0 to `MAX_STRENGTH`.
+Shares = list[list[float]]
 # Weight of the newest token in an average: half of it is of the last 22.
 _NEWEST = 1 / 32
+# Tokens less likely than that are worth no row, even where it costs next to nothing.
+LEAST_CHANCE = 0.01
 # Lanes with averages of their own, those that began last.
 _MAX_LANES = 256
 
@@ -19,14 +23,11 @@ class Acceptance:
 
     def __init__(self, num_drafters: int) -> None:
         prior = [strength / (strength + 3) for strength in range(MAX_STRENGTH + 1)]
-        self._all = [list(prior) for _ in range(num_drafters)]
-        self._lanes: dict[str, list[list[float]]] = {}
+        self._all: Shares = [list(prior) for _ in range(num_drafters)]
+        self._lanes: dict[str, Shares] = {}
 
-    def of(self, lane: str) -> list[list[float]]:
-        """Return the shares of a lane, by drafter and strength; they change with what is learned.
-
-        Strengths go from 0 to `MAX_STRENGTH`.
-        """
+    def of(self, lane: str) -> Shares:
+        """Return the shares of a lane; they change with what is learned."""
         shares = self._lanes.get(lane)
         if shares is None:
             if len(self._lanes) >= _MAX_LANES:
@@ -34,7 +35,32 @@ class Acceptance:
             shares = self._lanes[lane] = [list(each) for each in self._all]
         return shares
 
-    def learn(self, lane: str, drafter: int, strength: int, *, is_right: bool) -> None:
-        """Take one drafted token into account."""
-        for shares in (self.of(lane)[drafter], self._all[drafter]):
-            shares[strength] += (is_right - shares[strength]) * _NEWEST
+    def learn(
+        self, lane: Shares, drafter: int, strength: int, num_right: int, *, is_wrong: bool
+    ) -> None:
+        """Take a guess of one strength into account: right tokens, and maybe a wrong one."""
+        for shares in (lane[drafter], self._all[drafter]):
+            last = strength + num_right
+            for at in range(strength, min(last, MAX_STRENGTH)):
+                shares[at] += (1.0 - shares[at]) * _NEWEST
+            for _ in range(max(strength, MAX_STRENGTH), last):
+                shares[MAX_STRENGTH] += (1.0 - shares[MAX_STRENGTH]) * _NEWEST
+            if is_wrong:
+                shares[min(last, MAX_STRENGTH)] *= 1.0 - _NEWEST
+
+
+def chances_of(
+    shares: list[float], strength: int, num_tokens: int, first: float = 1.0
+) -> list[float]:
+    """Return of the tokens of a guess how likely each is reached and right, never rising.
+
+    Each token has one more alike before it than the last; `first` is the chance to get there.
+    Those that are worth no row, and what follows them, are left out.
+    """
+    chance, chances = first, []
+    for at in range(strength, strength + num_tokens):
+        chance *= shares[min(at, MAX_STRENGTH)]
+        if chance < LEAST_CHANCE:
+            break
+        chances.append(chance)
+    return chances

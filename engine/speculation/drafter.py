@@ -86,6 +86,13 @@ class Drafter(Protocol):
         """
         ...
 
+    def follow(self, seq: DraftView, limit: int) -> Guess | None:
+        """Return tokens that may follow the newest ones, as `propose` does.
+
+        What was found at the last call is kept as long as the sequence goes along with it.
+        """
+        ...
+
     def drop(self, seq: DraftView) -> None:
         """Hear that a sequence has ended."""
         ...

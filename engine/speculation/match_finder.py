@@ -116,8 +116,24 @@ class MatchFinder:
     def guess(self, context: Sequence[int], limit: int) -> Guess | None:
         """Return what follows the best match; where another contradicts it, it counts for half."""
         match = self.find(context)
-        if match is None:
+        return None if match is None else self.guess_at(match, limit)
+
+    def moved(self, match: Match, came: Sequence[int]) -> Match | None:
+        """Return a match behind further tokens of its text, None if others stand there."""
+        place, length, is_disputed = match
+        end, mask = place + len(came), self.capacity - 1
+        if place < self.start or end > self.end:
             return None
+        first = place & mask
+        there = self._ids[first : first + len(came)]
+        if len(there) < len(came):
+            there += self._ids[: len(came) - len(there)]
+        if there != came:
+            return None
+        return Match(end, min(MAX_MATCH, length + len(came)), is_disputed and not came)
+
+    def guess_at(self, match: Match, limit: int) -> Guess | None:
+        """Return what follows a match, None if nothing does."""
         token_ids = self.read(match.place, limit)
         if not token_ids:
             return None
@@ -133,13 +149,14 @@ class MatchFinder:
 
         What runs into the end of everything goes on with what was read: it has a period.
         """
-        ids, mask = self._ids, self.capacity - 1
-        tokens: list[int] = []
-        for at in range(place, place + limit):
-            token_id = ids[at & mask] if at < self.end else tokens[at - self.end]
-            if token_id == GAP:
-                break
-            tokens.append(token_id)
+        count, first = min(limit, self.end - place), place & self.capacity - 1
+        tokens = self._ids[first : first + count].tolist()
+        if len(tokens) < count:
+            tokens += self._ids[: count - len(tokens)].tolist()
+        if GAP in tokens:
+            return tokens[: tokens.index(GAP)]
+        while tokens and len(tokens) < limit:
+            tokens += tokens[: limit - len(tokens)]
         return tokens
 
     def _take_few(self, token_ids: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.speculation.match_finder import MatchFinder
+from tokenbus.engine.speculation.trails import Trails
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,19 +28,29 @@ class OwnText:
 
     def __init__(self) -> None:
         self._finders: dict[int, MatchFinder] = {}
+        self._trails = Trails()
 
     def propose(self, seq: DraftView, context: Sequence[int], limit: int) -> Guess | None:
         """Return what followed the longest earlier occurrence of the context's end."""
-        finder, known = self._finders.get(seq.key), seq.token_ids
-        if finder is None or (len(known) > finder.capacity < _MOST_TOKENS):
-            finder = self._finders[seq.key] = MatchFinder(_capacity(len(known)))
-        if finder.end < len(known):
-            finder.take(known[finder.end :])
-        return finder.guess(context, limit)
+        return self._finder(seq).guess(context, limit)
+
+    def follow(self, seq: DraftView, limit: int) -> Guess | None:
+        """Return what followed the longest earlier occurrence of the newest tokens."""
+        return self._trails.guess(self._finder(seq), seq, limit)
 
     def drop(self, seq: DraftView) -> None:
         """Forget a sequence that has ended."""
         self._finders.pop(seq.key, None)
+        self._trails.drop(seq)
+
+    def _finder(self, seq: DraftView) -> MatchFinder:
+        """Return the text of a sequence, with all its tokens in it."""
+        finder, num_known = self._finders.get(seq.key), len(seq.token_ids)
+        if finder is None or num_known > finder.capacity < _MOST_TOKENS:
+            finder = self._finders[seq.key] = MatchFinder(_capacity(num_known))
+        if finder.end < num_known:
+            finder.take(seq.token_ids[finder.end :])
+        return finder
 
 
 def _capacity(num_tokens: int) -> int:

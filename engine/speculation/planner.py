@@ -10,12 +10,12 @@ right lately is asked again after a time in which it was not.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from itertools import accumulate, islice
-from operator import mul
+from operator import neg
 from typing import TYPE_CHECKING, NamedTuple
 
-from tokenbus.engine.speculation.acceptance import Acceptance
+from tokenbus.engine.speculation.acceptance import Acceptance, chances_of
 from tokenbus.engine.speculation.drafter import MAX_STRENGTH
 from tokenbus.engine.speculation.grammar_guide import fitting
 from tokenbus.engine.speculation.own_text import OwnText
@@ -26,6 +26,7 @@ from tokenbus.engine.types import DraftCount
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenbus.engine.speculation.acceptance import Shares
     from tokenbus.engine.speculation.drafter import Drafter, DraftView, Guess
 
 # Tokens of a draft at most: with the one before them they fill a tile of rows.
@@ -44,35 +45,25 @@ class _Piece(NamedTuple):
 class _Draft:
     """What may follow `num_known` tokens of a sequence: pieces of it, and rivals of the first.
 
-    `sources` says of each token of the draft who drafted it, `chances` that it is kept; the first
-    `num_chosen` are to be verified.
+    `chances` say of each token that it is kept; the likeliest `num_chosen` are to be verified.
     """
 
-    __slots__ = (
-        "chances",
-        "num_chosen",
-        "num_known",
-        "pieces",
-        "rivals",
-        "sources",
-        "token_ids",
-    )
+    __slots__ = ("chances", "num_chosen", "num_known", "pieces", "rivals")
 
-    def __init__(self, num_known: int, pieces: list[_Piece], rivals: list[_Piece]) -> None:
+    def __init__(
+        self, num_known: int, pieces: list[_Piece], rivals: list[_Piece], chances: list[float]
+    ) -> None:
         self.num_known = num_known
         self.pieces = pieces
         self.rivals = rivals
-        self.token_ids = [each for piece in pieces for each in piece.guess.token_ids]
-        self.sources = [piece.source for piece in pieces for _ in piece.guess.token_ids]
-        self.chances: list[float] = []
+        self.chances = chances
         self.num_chosen = 0
 
-    def weigh(self, shares: list[list[float]]) -> None:
-        """Set the chances, given the shares of right tokens of its lane."""
-        chances = [1.0]
-        for piece in self.pieces:
-            chances += islice(accumulate(_shares(piece, shares), mul, initial=chances[-1]), 1, None)
-        self.chances = chances[1:]
+    def token_ids(self) -> list[int]:
+        """Return the tokens of all pieces."""
+        if len(self.pieces) == 1:
+            return self.pieces[0].guess.token_ids
+        return [each for piece in self.pieces for each in piece.guess.token_ids]
 
 
 class DraftPlanner:
@@ -92,24 +83,16 @@ class DraftPlanner:
 
     def pays(self, num_seqs: int) -> bool:
         """Tell whether drafts may pay in a step of so many sequences; else nobody is asked."""
-        return self.costs.most_drafts(num_seqs, MAX_DRAFT) > 0
+        return self.costs.may_pay(num_seqs, MAX_DRAFT)
 
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
         drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
-        chances = sorted(
-            (
-                (chance, -number)
-                for number, (_, draft) in enumerate(drafts)
-                for chance in draft.chances
-            ),
-            reverse=True,
-        )
-        num_chosen = self.costs.best(len(seqs), [chance for chance, _ in chances])
-        for _, number in chances[:num_chosen]:
-            drafts[-number][1].num_chosen += 1
+        if not drafts:
+            return {}
+        self._choose(len(seqs), [draft for _, draft in drafts])
         return {
-            key: draft.token_ids[: draft.num_chosen] for key, draft in drafts if draft.num_chosen
+            key: draft.token_ids()[: draft.num_chosen] for key, draft in drafts if draft.num_chosen
         }
 
     def report(self, key: int, draft: Sequence[int], num_right: int) -> None:
@@ -117,12 +100,14 @@ class DraftPlanner:
 
         What it has beyond the plan was added by the sequence's grammar.
         """
-        planned = self._drafts.get(key)
-        known = [] if planned is None else planned.sources[: planned.num_chosen]
-        sources = [*known, *[len(self._drafters)] * len(draft)]
-        for number, source in enumerate(sources[: len(draft)]):
-            self.drafted_total[self.names[source]] += 1
-            self.accepted_total[self.names[source]] += number < num_right
+        planned, at = self._drafts.get(key), 0
+        pieces = [] if planned is None else planned.pieces
+        most = 0 if planned is None else min(len(draft), planned.num_chosen)
+        for piece in pieces:
+            end = min(most, at + len(piece.guess.token_ids))
+            self._count(self.names[piece.source], at, end, num_right)
+            at = end
+        self._count(GRAMMAR, at, len(draft), num_right)
 
     def measured(self, num_rows: int, seconds: float) -> None:
         """Hear what a step of so many decode rows and nothing else took."""
@@ -147,89 +132,110 @@ class DraftPlanner:
         drafted, accepted = self.drafted_total, self.accepted_total
         return tuple((name, DraftCount(drafted[name], accepted[name])) for name in self.names)
 
+    def _choose(self, num_seqs: int, drafts: list[_Draft]) -> None:
+        """Give the step's rows to the likeliest tokens of all drafts, as many as pay."""
+        if len(drafts) == 1:
+            drafts[0].num_chosen = self.costs.best(num_seqs, drafts[0].chances)
+            return
+        chances = sorted((each for draft in drafts for each in draft.chances), reverse=True)
+        left = self.costs.best(num_seqs, chances)
+        least = chances[left - 1] if left else 2.0
+        for draft in drafts:
+            draft.num_chosen = bisect_left(draft.chances, -least, key=neg)
+            left -= draft.num_chosen
+        for draft in drafts:
+            # Of tokens that are as likely as the last chosen one the first get the rest.
+            equal = draft.chances.count(least)
+            draft.num_chosen += min(left, equal)
+            left -= min(left, equal)
+
     def _draft(self, seq: DraftView) -> _Draft | None:
         """Draft anew, if tokens have come since the last time, and learn from these."""
-        before = self._drafts.pop(seq.key, None)
-        num_known = len(seq.token_ids)
-        if before is not None and before.num_known < num_known:
-            self._learn(seq, before)
+        before, num_known = self._drafts.get(seq.key), len(seq.token_ids)
         shares = self._acceptance.of(seq.lane)
-        context = list(seq.token_ids[-MAX_STRENGTH:])
+        if before is not None:
+            if before.num_known == num_known:
+                return before
+            del self._drafts[seq.key]
+            self._learn(seq, before, shares)
+        rivals: list[_Piece] = []
         if seq.walk_grammar is None:
-            rivals = self._guesses(seq, context, MAX_DRAFT)
+            rivals = [
+                _Piece(number, 0, guess)
+                for number, each in enumerate(self._drafters)
+                if (guess := each.follow(seq, MAX_DRAFT)) is not None
+            ]
             pieces = [_best(rivals, shares)] if rivals else []
         else:
             # What the grammar forbids of the others is no fault of theirs.
-            pieces, rivals = self._fitting(seq, context, shares), []
+            pieces = self._fitting(seq, shares)
         if not pieces:
             return None
-        draft = self._drafts[seq.key] = _Draft(num_known, pieces, rivals)
-        draft.weigh(shares)
+        chances: list[float] = []
+        for piece in pieces:
+            if len(chances) < piece.at:
+                break
+            chances += _chances(piece, shares, chances[-1] if chances else 1.0)
+        draft = self._drafts[seq.key] = _Draft(num_known, pieces, rivals, chances)
         return draft
 
-    def _guesses(self, seq: DraftView, context: Sequence[int], limit: int) -> list[_Piece]:
-        found = (
-            (number, each.propose(seq, context, limit))
-            for number, each in enumerate(self._drafters)
-        )
-        return [_Piece(number, 0, guess) for number, guess in found if guess is not None]
-
-    def _fitting(
-        self, seq: DraftView, context: Sequence[int], shares: list[list[float]]
-    ) -> list[_Piece]:
+    def _fitting(self, seq: DraftView, shares: Shares) -> list[_Piece]:
         """Return a draft that the sequence's grammar allows, texts and forced tokens in turn."""
 
         def propose(context: Sequence[int], limit: int) -> tuple[int, Guess] | None:
-            guesses = self._guesses(seq, context, limit)
-            if not guesses:
+            found = [
+                _Piece(number, 0, guess)
+                for number, each in enumerate(self._drafters)
+                if (guess := each.propose(seq, context, limit)) is not None
+            ]
+            if not found:
                 return None
-            best = _best(guesses, shares)
+            best = _best(found, shares)
             return best.source, best.guess
 
         assert seq.walk_grammar is not None
+        context = list(seq.token_ids[-MAX_STRENGTH:])
         walk, at, pieces = seq.walk_grammar(), 0, []
         for source, guess in fitting(walk, context, propose, MAX_DRAFT, len(self._drafters)):
             pieces.append(_Piece(source, at, guess))
             at += len(guess.token_ids)
         return pieces
 
-    def _learn(self, seq: DraftView, draft: _Draft) -> None:
+    def _learn(self, seq: DraftView, draft: _Draft, shares: Shares) -> None:
         """Compare guesses with the tokens that came."""
-        came = seq.token_ids[draft.num_known :]
-        for piece in draft.rivals:
-            self._compare(seq.lane, piece, came)
-        for piece in draft.pieces:
-            if piece.at >= len(came) or list(came[: piece.at]) != draft.token_ids[: piece.at]:
-                break
-            if piece not in draft.rivals:
-                self._compare(seq.lane, piece, came)
-
-    def _compare(self, lane: str, piece: _Piece, came: Sequence[int]) -> None:
-        at, strength = piece.at, piece.guess.strength
-        for number, token_id in enumerate(piece.guess.token_ids[: len(came) - at]):
-            is_right = came[at + number] == token_id
+        came = seq.token_ids[draft.num_known : draft.num_known + MAX_DRAFT].tolist()
+        for piece in draft.rivals or draft.pieces:
+            token_ids = piece.guess.token_ids
+            num_right = _num_alike(token_ids, came[piece.at :])
+            is_wrong = num_right < min(len(token_ids), len(came) - piece.at)
             self._acceptance.learn(
-                lane, piece.source, min(MAX_STRENGTH, strength + number), is_right=is_right
+                shares, piece.source, piece.guess.strength, num_right, is_wrong=is_wrong
             )
-            if not is_right:
+            if not draft.rivals and num_right < len(token_ids):
+                # Nothing was compared with what stands behind a wrong token.
                 break
 
-
-def _shares(piece: _Piece, shares: list[list[float]]) -> list[float]:
-    """Return the share of right tokens for each of a piece's."""
-    num_tokens, strength = len(piece.guess.token_ids), piece.guess.strength
-    own = shares[piece.source][strength : strength + num_tokens]
-    return own + [shares[piece.source][MAX_STRENGTH]] * (num_tokens - len(own))
+    def _count(self, name: str, begin: int, end: int, num_right: int) -> None:
+        if end > begin:
+            self.drafted_total[name] += end - begin
+            self.accepted_total[name] += max(0, min(end, num_right) - begin)
 
 
-def _best(pieces: list[_Piece], shares: list[list[float]]) -> _Piece:
+def _num_alike(one: list[int], other: list[int]) -> int:
+    """Return how many tokens two texts have in common from their first on."""
+    num = min(len(one), len(other))
+    if one[:num] == other[:num]:
+        return num
+    return next(idx for idx in range(num) if one[idx] != other[idx])
+
+
+def _chances(piece: _Piece, shares: Shares, first: float = 1.0) -> list[float]:
+    guess = piece.guess
+    return chances_of(shares[piece.source], guess.strength, len(guess.token_ids), first)
+
+
+def _best(pieces: list[_Piece], shares: Shares) -> _Piece:
     """Return the guess that promises the most tokens."""
     if len(pieces) == 1:
         return pieces[0]
-    return max(pieces, key=lambda piece: _promise(piece, shares))
-
-
-def _promise(piece: _Piece, shares: list[list[float]]) -> float:
-    """Return how many of a guess's tokens are expected to be right."""
-    promise: float = sum(accumulate(_shares(piece, shares), mul))
-    return promise
+    return max(pieces, key=lambda piece: sum(_chances(piece, shares)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.speculation.match_finder import GAP, MAX_MATCH, TOKEN_BYTES, MatchFinder
+from tokenbus.engine.speculation.trails import Trails
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,14 +66,21 @@ class PoolText:
         """Keep at most so many bytes of each group, rounded down to what a power of two fits."""
         self._most_tokens = 1 << max(MAX_MATCH, group_bytes // TOKEN_BYTES).bit_length() - 1
         self._groups: dict[str, _Answers] = {}
+        self._trails = Trails()
 
     def propose(self, seq: DraftView, context: Sequence[int], limit: int) -> Guess | None:
         """Return what followed the longest occurrence of the context's end in the group."""
         answers = self._groups.get(seq.group) if seq.group else None
         return None if answers is None else answers.finder.guess(context, limit)
 
+    def follow(self, seq: DraftView, limit: int) -> Guess | None:
+        """Return what followed the longest occurrence of the newest tokens in the group."""
+        answers = self._groups.get(seq.group) if seq.group else None
+        return None if answers is None else self._trails.guess(answers.finder, seq, limit)
+
     def drop(self, seq: DraftView) -> None:
         """Keep the answer of a sequence that has ended, for its group."""
+        self._trails.drop(seq)
         if seq.group and len(seq.token_ids) > seq.num_prompt:
             lead = max(0, seq.num_prompt - LEAD_TOKENS)
             self.add(seq.request_id, seq.group, seq.token_ids[lead:])

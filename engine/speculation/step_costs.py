@@ -2,14 +2,14 @@
 
 A sequence has a row in a step for its next token and one for each drafted token. Times are medians
 of the last few steps, made monotone. Up to twice the largest size that was seen lately, steps count
-as hardly dearer than that one, so they are tried and measured.
+as hardly dearer than that one, so they are tried and measured. A size that was dear the first time
+is tried again before it is believed: that step may have been held up.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
-from itertools import accumulate, pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ _SIZES = (
     *(320, 384, 448, 512, 640, 768, 896, 1024),
 )
 _MEDIAN_OF = 5
+# Steps of a size from which on its median counts.
+_KNOWN_FROM = 3
 # Steps after which the curve is drawn anew, and after which a size counts as not seen.
 _REDRAW, _STALE = 16, 2048
 # What a row more costs where nothing was measured, as a share of the step, and how far that is
@@ -39,31 +41,36 @@ class StepCosts:
         self._times: dict[int, deque[float]] = {}
         self._seen_at: dict[int, int] = {}
         self._num_steps = 0
-        self._curve: list[float] = []
-        self._most: dict[int, int] = {}
+        # Relative until something was measured; `_largest` is where what is known ends.
+        self._curve, self._largest = [1.0], 0
+        self._may_pay: dict[int, bool] = {}
 
     def measured(self, num_rows: int, seconds: float) -> None:
         """Take the time of a step that did nothing but decode `num_rows` rows."""
         if not 0 < num_rows <= _SIZES[-1]:
             return
         size = _SIZES[bisect_left(_SIZES, num_rows)]
-        is_new = size not in self._times
-        self._times.setdefault(size, deque(maxlen=_MEDIAN_OF)).append(seconds)
+        times = self._times.setdefault(size, deque(maxlen=_MEDIAN_OF))
+        times.append(seconds)
         self._num_steps += 1
         self._seen_at[size] = self._num_steps
-        if is_new or self._num_steps % _REDRAW == 0:
+        if len(times) <= _KNOWN_FROM or self._num_steps % _REDRAW == 0:
             self._redraw()
 
     def of(self, num_rows: int) -> float:
         """Return the seconds of a step, relative ones before any was measured."""
-        return self._curve[num_rows] if self._curve else 1.0 + _HOPED * num_rows
+        return self._reaching(num_rows)[num_rows]
 
-    def most_drafts(self, num_seqs: int, limit: int) -> int:
-        """Return how many drafted tokens may pay beside so many sequences, if all were right."""
-        most = self._most.get(num_seqs)
-        if most is None:
-            most = self._most[num_seqs] = self.best(num_seqs, [1.0] * (num_seqs * limit))
-        return most
+    def may_pay(self, num_seqs: int, limit: int) -> bool:
+        """Tell whether up to `limit` drafted tokens of each sequence may pay, if all were right."""
+        pays = self._may_pay.get(num_seqs)
+        if pays is None:
+            least = num_seqs / self.of(num_seqs) * MARGIN
+            most = min(num_seqs * (1 + limit), _SIZES[-1])
+            sizes = (min(size, most) for size in _SIZES[bisect_right(_SIZES, num_seqs) :])
+            pays = any(size / self.of(size) > least for size in sizes)
+            self._may_pay[num_seqs] = pays
+        return pays
 
     def best(self, num_seqs: int, chances: Sequence[float]) -> int:
         """Return how many of the drafted tokens make the most tokens a second; 0 if none pays.
@@ -72,31 +79,41 @@ class StepCosts:
             chances: that each is kept, the best first.
         """
         least = num_seqs / self.of(num_seqs) * MARGIN
-        found = 0
-        room = _SIZES[-1] - num_seqs
-        for number, gain in enumerate(accumulate(chances[:room] if room > 0 else ()), 1):
-            rate = (num_seqs + gain) / self.of(num_seqs + number)
-            if rate > least:
-                least, found = rate, number
+        chances = chances[: max(0, _SIZES[-1] - num_seqs)]
+        curve = self._reaching(num_seqs + len(chances))
+        found, expected = 0, float(num_seqs)
+        for num_rows, chance in enumerate(chances, num_seqs + 1):
+            expected += chance
+            if expected > least * curve[num_rows]:
+                least, found = expected / curve[num_rows], num_rows - num_seqs
         return found
+
+    def _reaching(self, num_rows: int) -> list[float]:
+        """Return the curve up to so many rows at least, by what is hoped for beyond its end."""
+        curve, largest = self._curve, self._largest
+        for size in range(len(curve), num_rows + 1):
+            if size <= largest * _HOPED_UP_TO or not largest:
+                curve.append(curve[largest] * (1.0 + _HOPED * (size - largest)))
+            else:
+                # As dear as steps of their own.
+                curve.append(curve[largest] * size / largest)
+        return curve
 
     def _redraw(self) -> None:
         """Draw the curve through what was measured lately."""
-        self._most.clear()
+        self._may_pay.clear()
         lately = self._num_steps - _STALE
         for size in [size for size, at in self._seen_at.items() if at < lately]:
             del self._times[size], self._seen_at[size]
-        known = [(size, median(times)) for size, times in sorted(self._times.items())]
-        curve = [known[0][1]] * (known[0][0] + 1)
-        for (low, _), (high, seconds) in pairwise(known):
-            begin = curve[-1]
-            step = max(0.0, seconds - begin) / (high - low)
-            curve.extend(begin + step * number for number in range(1, high - low + 1))
-        largest, seconds = len(curve) - 1, curve[-1]
-        for num_rows in range(largest + 1, _SIZES[-1] + 1):
-            if num_rows <= largest * _HOPED_UP_TO:
-                curve.append(seconds * (1 + _HOPED * (num_rows - largest)))
-            else:
-                # As dear as steps of their own.
-                curve.append(seconds * num_rows / largest)
-        self._curve = curve
+        curve: list[float] = []
+        for size, times in sorted(self._times.items()):
+            if not curve:
+                curve = [median(times)] * (size + 1)
+                continue
+            low, begin = len(curve) - 1, curve[-1]
+            seconds = median(times)
+            if len(times) < _KNOWN_FROM and seconds > begin * (1.0 + _HOPED * (size - low)):
+                continue
+            step = max(0.0, seconds - begin) / (size - low)
+            curve.extend(begin + step * number for number in range(1, size - low + 1))
+        self._curve, self._largest = curve, len(curve) - 1

@@ -191,11 +191,12 @@ def queries_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_
             for chunk in range(ROWS // 16):
                 done = _chunk_of(flags, chunk, ROWS)
                 offs_c = chunk * 16 + tl.arange(0, 16)
-                rows = first_row + offs_c // GROUP
-                heads = head * GROUP + offs_c % GROUP
-                chunk_parts = tl.zeros([16], tl.int32) + num_parts
-                merge_rows(part_o, part_lse, out, rows * part_stride * HQ + heads,
-                           rows * HQ + heads, chunk_parts, done, HQ, D, BLOCK_D, 4)  # fmt: skip
+                done_rows = first_row + offs_c // GROUP
+                done_heads = head * GROUP + offs_c % GROUP
+                done_parts = tl.zeros([16], tl.int32) + num_parts
+                merge_rows(part_o, part_lse, out, done_rows * part_stride * HQ + done_heads,
+                           done_rows * HQ + done_heads, done_parts, done, HQ, D, BLOCK_D,
+                           4)  # fmt: skip
 
 
 @triton.jit

@@ -74,9 +74,13 @@ def constrained(text: Text, walk: Callable[[], Walk]) -> DraftView:
 
 
 def test_draft_goes_on_as_the_text_did_before() -> None:
-    """A phrase of the prompt is drafted as far as the longest draft goes."""
-    text = Text(1, [*PHRASE, 7, *PHRASE[:4]])
-    assert drafts_of(planner(), text) == {1: [*PHRASE[4:], 7, *PHRASE[:4]][:MAX_DRAFT]}
+    """A phrase of the prompt is drafted as far as the longest draft goes, if that is likely."""
+    text = Text(1, [*PHRASE, 7, *PHRASE[:12]])
+    assert drafts_of(planner(), text) == {1: [*PHRASE[12:], 7, *PHRASE][:MAX_DRAFT]}
+    unlikely = Text(2, [*PHRASE, 7, *PHRASE[:3]])
+    draft = drafts_of(planner(), unlikely)[2]
+    assert draft == PHRASE[3 : 3 + len(draft)]
+    assert 4 < len(draft) < MAX_DRAFT
 
 
 def test_sequence_that_says_something_new_gets_no_draft() -> None:
@@ -98,7 +102,7 @@ def test_costly_rows_shorten_drafts_and_dear_ones_end_them() -> None:
     lengths = []
     for row_ms in (0.0, 1.0, 2.0, 8.0):
         made = planner(*((rows, 0.010 + row_ms / 1000 * (rows - 1)) for rows in (1, 2, 4, 8, 16)))
-        drafts = drafts_of(made, Text(1, [*PHRASE, 7, *PHRASE[:4]]))
+        drafts = drafts_of(made, Text(1, [*PHRASE, 7, *PHRASE[:12]]))
         lengths.append(len(drafts.get(1, ())))
     assert lengths[0] == MAX_DRAFT
     assert lengths == sorted(lengths, reverse=True)
