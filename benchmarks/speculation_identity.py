@@ -249,15 +249,14 @@ class Player:
 
 def margin(engine: Engine, job: PreparedJob, choice: int, ids: Sequence[int], other: int) -> float:
     """Return how near `other` was to being the token that follows `ids` in an answer."""
-    state, seen = engine._runner.sampling, []
-    adjusted = state.adjusted_logits
+    state: Any = engine._runner.sampling
+    seen, draw = [], state._draw
 
     def noted(*args: Any) -> Any:
-        allowed = adjusted(*args)
-        seen.append((allowed[-1:].clone(), args[1][-1:], args[3]))
-        return allowed
+        seen.append((state.adjusted_logits(*args)[-1:].float().clone(), args[1][-1:], args[3]))
+        return draw(*args)
 
-    state.adjusted_logits = noted  # type: ignore[method-assign]
+    state._draw = noted
     params = replace(job.params, stop=(), n=choice + 1, max_tokens=len(ids) + 1)
     done, resumed = tuple(range(choice)), (*[()] * choice, tuple(ids))
     engine.add(Request(10**9, job.prompt_ids, params, resumed_ids=resumed, done_choices=done))
@@ -265,7 +264,7 @@ def margin(engine: Engine, job: PreparedJob, choice: int, ids: Sequence[int], ot
     while engine.has_work:
         for delta in engine.step().deltas:
             drawn += delta.token_ids
-    del state.adjusted_logits
+    del state._draw
     logits, rows, plan = seen[0]
     one, two = sorted((drawn[0], other))
     if job.params.temperature == 0:

@@ -1,8 +1,9 @@
 """A text that is searched for what its newest tokens, or those of another text, have met before.
 
-The hash chains of a compressor: the last token of each run of `MIN_MATCH` tokens is filed under a
-hash of the run, the latest first, and each place knows the one before it. Everything has a fixed
-size, so a text that outgrows it forgets its oldest tokens.
+The hash chains of a compressor: the last token of each run of `RUN` tokens is filed under a hash
+of the run, the latest first, and each place knows the one before it. Of pairs the latest place is
+filed alone, for where no run is found. Everything has a fixed size, so a text that outgrows it
+forgets its oldest tokens.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from tokenbus.engine.speculation.drafter import MAX_STRENGTH, Guess
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Tokens that have to be alike: pairs are alike by chance too often to be worth a row.
-MIN_MATCH = 3
+# Tokens that are filed together, and that have to be alike at least.
+RUN, MIN_MATCH = 3, 2
 # Tokens that are compared.
 MAX_MATCH = MAX_STRENGTH
 # Places that one search looks at, the latest first.
 _MAX_PLACES = 8
 # Stands between two texts and in place of forgotten ones: no token, so nothing matches it.
 GAP = -1
-# Bytes for a token: its id, the place before it, and two slots of the table of latest places.
-TOKEN_BYTES = 4 + 8 + 16
+# Bytes for a token: its id, the place before it, and two slots of each table of latest places.
+TOKEN_BYTES = 4 + 8 + 16 + 16
 # From so many tokens on numpy files them sooner than a loop does.
 _MANY = 64
 _NOWHERE = -1
@@ -58,6 +59,7 @@ class MatchFinder:
         self._ids = array("i", [GAP]) * capacity
         self._earlier = array("q", [_NOWHERE]) * capacity
         self._latest = array("q", [_NOWHERE]) * (2 * capacity)
+        self._latest_pair = array("q", [_NOWHERE]) * (2 * capacity)
 
     @property
     def start(self) -> int:
@@ -89,13 +91,17 @@ class MatchFinder:
         """
         if len(context) < MIN_MATCH:
             return None
+        newest_first = context[: -MAX_MATCH - 1 : -1]
+        match = self._find_run(newest_first) if len(context) >= RUN else None
+        return match or self._find_pair(newest_first[1], newest_first[0])
+
+    def _find_run(self, newest_first: Sequence[int]) -> Match | None:
         ids, earlier, mask = self._ids, self._earlier, self.capacity - 1
         last = self.end - 1
         start = max(0, self.end - self.capacity)
-        newest_first = context[: -MAX_MATCH - 1 : -1]
-        third, second, first = newest_first[:MIN_MATCH]
+        third, second, first = newest_first[:RUN]
         place = self._latest[_slot(first, second, third, 2 * self.capacity)]
-        found, longest, is_disputed = _NOWHERE, MIN_MATCH - 1, False
+        found, longest, is_disputed = _NOWHERE, RUN - 1, False
         for _ in range(_MAX_PLACES):
             if place < start:
                 break
@@ -112,6 +118,15 @@ class MatchFinder:
                     is_disputed = is_disputed or ids[place + 1 & mask] != ids[found & mask]
             place = earlier[place & mask]
         return None if found == _NOWHERE else Match(found, longest, is_disputed)
+
+    def _find_pair(self, first: int, second: int) -> Match | None:
+        ids, mask = self._ids, self.capacity - 1
+        place = self._latest_pair[_slot(first, second, 0, 2 * self.capacity)]
+        if place <= self.start:
+            return None
+        if ids[place & mask] != second or ids[place - 1 & mask] != first:
+            return None
+        return Match(place + 1, MIN_MATCH, is_disputed=False)
 
     def guess(self, context: Sequence[int], limit: int) -> Guess | None:
         """Return what follows the best match; where another contradicts it, it counts for half."""
@@ -163,11 +178,15 @@ class MatchFinder:
         ids, mask, size = self._ids, self.capacity - 1, 2 * self.capacity
         for place, token_id in enumerate(token_ids, self.end):
             ids[place & mask] = token_id
-            before = place - 2
-            if before >= 0:
-                slot = _slot(ids[before & mask], ids[place - 1 & mask], token_id, size)
-                self._earlier[place & mask] = self._latest[slot]
-                self._latest[slot] = place
+            if place < RUN - 1:
+                continue
+            first, second = ids[place - 2 & mask], ids[place - 1 & mask]
+            slot = _slot(first, second, token_id, size)
+            self._earlier[place & mask] = self._latest[slot]
+            self._latest[slot] = place
+            if token_id != GAP:
+                # Filed with what follows it: the newest pair would only find itself.
+                self._latest_pair[_slot(first, second, 0, size)] = place - 1
         self.end += len(token_ids)
 
     def _take_many(self, token_ids: Sequence[int]) -> None:
@@ -182,6 +201,10 @@ class MatchFinder:
         ids[places & mask] = run
         self.end += len(token_ids)
         places = places[2:]
+        leads = run[2:] != GAP
+        pairs = _slot(run[:-2], run[1:-1], 0, 2 * self.capacity)[leads]
+        # Of equal ones the last is assigned.
+        np.frombuffer(self._latest_pair, np.int64)[pairs] = places[leads] - 1
         slots = _slot(run[:-2], run[1:-1], run[2:], 2 * self.capacity)
         order = np.argsort(slots, kind="stable")
         slots, places = slots[order], places[order]

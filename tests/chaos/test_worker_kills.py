@@ -47,12 +47,26 @@ async def test_worker_killed_at_a_point_of_the_protocol(
     ride: Ride, num_jobs: int, point: str
 ) -> None:
     """Whatever call a worker dies in, all jobs end once with the text of the unbroken run."""
-    async with wired_worker(**ride.settings()) as victim:
+    await _die_at(ride, num_jobs, point)
+
+
+@long_row
+@pytest.mark.parametrize("point", POINTS)
+async def test_worker_that_drafts_killed_at_a_point_of_the_protocol(
+    ride: Ride, num_jobs: int, point: str
+) -> None:
+    """With several tokens a step too, the text is that of the unbroken run without drafts."""
+    await _die_at(ride, num_jobs, point, speculation="auto")
+
+
+async def _die_at(ride: Ride, num_jobs: int, point: str, **settings: str) -> None:
+    """Kill a worker at a point, and let another end all jobs."""
+    async with wired_worker(**ride.settings(**settings)) as victim:
         trap = victim.die_at(*POINTS[point])
         await ride.board(num_jobs)
         await trap.closed()
         assert await victim.wait() == -signal.SIGKILL
-        async with forked_worker(**ride.settings()):
+        async with forked_worker(**ride.settings(**settings)):
             await ride.arrive()
             await ride.check_nothing_left()
 

@@ -164,6 +164,30 @@ def test_aborted_sequence_leaves_nothing_of_its_draft(
     assert stats.free_pages + stats.evictable_pages == stats.num_pages - 1
 
 
+@pytest.mark.parametrize("what", ["pays", "plan", "report", "measured", "drop"])
+def test_planner_that_raises_ends_drafting_and_nothing_else(
+    tiny: Any, prompts: list[tuple[int, ...]], run: Run, what: str
+) -> None:
+    """Whatever it is asked when it breaks, all answers are those without drafts."""
+    requests = requests_of(prompts)
+    wanted = run(tiny.engine(), requests)
+    engine = tiny.engine()
+    speculation: Any = speculate(engine, texts_of(requests, wanted))
+    working, calls = getattr(speculation, what), []
+
+    def breaks(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 5:
+            raise RuntimeError("no more drafts")
+        return working(*args)
+
+    setattr(speculation, what, breaks)
+    check_same(wanted, run(engine, requests))
+    assert len(calls) == 6, "it is not asked again"
+    assert engine._drafting is not None
+    assert engine._drafting._views == {}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
 @pytest.mark.parametrize("graphs", [False, True], ids=["launched", "graphs"])
