@@ -9,10 +9,10 @@ import torch
 from models.paged_batch import DEVICE, DTYPES, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
-from tokenbus.kernels.attention.paged_decode import paged_decode
+from tokenbus.kernels.attention.paged_decode import QueryRows, paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import PrefixGroup, PrefixGroups
-from tokenbus.kernels.attention.work_list import DecodeWork
+from tokenbus.kernels.attention.work_list import DecodeWork, SplitPolicy
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.qkv_rope import qkv_rope
 from tokenbus.kernels.quantize import FP8
@@ -80,6 +80,34 @@ def test_decode_reads_rounded_pages(head_dim: int, is_shared: bool, dtype: torch
     )
     # Queries and weights are split in two numbers of e4m3, whatever they come as.
     assert_close(got, expected, HALF)
+
+
+@DTYPES
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 20])
+def test_queries_of_drafts_read_rounded_pages(window: int | None, dtype: torch.dtype) -> None:
+    """Several queries of a sequence see each what is before it, in parts of one page."""
+    lens, query_lens = [5, 40, 0, 70], [1, 3, 2, 4]
+    batch = batch_of(lens, 32, dtype)
+    k, k_scales, exact_k = rounded_pages(batch.k_pages)
+    v, v_scales, exact_v = rounded_pages(batch.v_pages)
+    q = torch.randn(sum(query_lens), HEADS, 32, generator=torch.Generator().manual_seed(3))
+    q = q.to(DEVICE, dtype)
+    borders = torch.tensor([0, 1, 4, 6, 10], dtype=torch.int32, device=DEVICE)
+    work = DecodeWork(
+        max_rows=len(q), max_pages=8, page_size=PAGE_SIZE, num_heads=HEADS, num_kv_heads=KV_HEADS,
+        head_dim=32, device=DEVICE, sliding_window=window, rounded=True,
+        policy=SplitPolicy(PAGE_SIZE, PAGE_SIZE),
+    )  # fmt: skip
+    work.build(batch.context_lens, 4)
+    got = paged_decode(
+        q, k, turned(v), batch.block_table, batch.context_lens, work, scale=0.2,
+        k_scales=k_scales, v_scales=v_scales, queries=QueryRows(borders, 4),
+    )  # fmt: skip
+    expected = reference.paged_prefill(
+        q, exact_k, exact_v, batch.block_table, batch.context_lens, borders, scale=0.2,
+        sliding_window=window,
+    )  # fmt: skip
+    assert_close(got, expected, dtype)
 
 
 @DTYPES
