@@ -203,7 +203,7 @@ class DraftPlanner:
 
     def _learn(self, seq: DraftView, draft: _Draft, shares: Shares) -> None:
         """Compare guesses with the tokens that came."""
-        came = seq.token_ids[draft.num_known : draft.num_known + MAX_DRAFT].tolist()
+        came = list(seq.token_ids[draft.num_known : draft.num_known + MAX_DRAFT])
         for piece in draft.rivals or draft.pieces:
             token_ids = piece.guess.token_ids
             num_right = _num_alike(token_ids, came[piece.at :])

@@ -1,4 +1,7 @@
-"""The device-side work list of paged decode: which program reads which tokens of a row."""
+"""The device-side work list of paged decode: which program reads which tokens of a row.
+
+It is one file because buffers, the kernel that fills them and its policies follow one layout.
+"""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
