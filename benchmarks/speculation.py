@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 MODES = ("off", "auto")
 LOOP_TOKENS, LOOP_TIMES = 16, 3
+_SHARE = 0.4
 CASES = (
     "My {} arrived with a tear. What do I do?",
     "Can I return the {} that I have used once?",
@@ -297,11 +298,16 @@ def main() -> None:
         args.model,
         dtype=args.dtype,
         device=args.device,
-        kv_cache_gib=6,
+        # Of a device's memory so much goes to the first engine, and the second gets as much.
+        memory_fraction=_SHARE,
+        speculation="auto",
         max_num_seqs=max(args.batch),
     )
     loaded = load_for(config)
-    engines = {mode: engine_for(loaded, replace(config, speculation=mode)) for mode in MODES}
+    engines = {
+        mode: engine_for(loaded, replace(config, speculation=mode, memory_fraction=_SHARE * number))
+        for number, mode in enumerate(MODES, 1)
+    }
     preparer = PromptPreparer(loaded.tokenizer, engines["off"].limits)
     found: list[dict[str, Any]] = []
     seeds = count(7)

@@ -317,7 +317,7 @@ def main() -> None:
         args.model, dtype=args.dtype, device=args.device, page_size=PAGE_SIZE, num_pages=1500,
         max_num_seqs=3 * NUM_ROWS, memory_fraction=0.4,
     )  # fmt: skip
-    loaded = load_for(plain)
+    loaded = load_for(replace(plain, speculation="auto"))
     base = engine_for(loaded, plain)
     preparer = PromptPreparer(loaded.tokenizer, base.limits)
     jobs = jobs_of(preparer, args.agent, args.jobs, (int(part), int(parts)))
