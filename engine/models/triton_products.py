@@ -225,8 +225,8 @@ class Fp8Product(FusedProduct):
         return following.rounded(self._of_rows(rows, fusion, self._dtype))
 
     def _takes_row(self, x: Tensor, fusion: Fusion) -> bool:
-        num_outputs, num_inputs = self._weight[0].shape
-        return x.shape[0] == 1 and fits_matvec(num_outputs, num_inputs, fusion, self._block_outputs)
+        width_out, width_in = self._weight[0].shape
+        return x.shape[0] == 1 and fits_matvec(width_out, width_in, fusion, self._block_outputs)
 
     def _multiply(self, x: Tensor, fusion: Fusion) -> Tensor:
         if self._takes_row(x, fusion):
