@@ -44,12 +44,12 @@ def fresh_tokens(
     )
 
 
-def work_of(batch: PagedBatch, *, rounded: bool, groups: PrefixGroups | None = None) -> DecodeWork:
+def work_of(batch: PagedBatch, groups: PrefixGroups | None = None) -> DecodeWork:
     """Cut rows of more than two pages into parts."""
     return DecodeWork(
         max_rows=len(LENS), max_pages=batch.block_table.shape[1], page_size=PAGE_SIZE,
         num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=batch.q.shape[2], device=DEVICE,
-        rounded=rounded, groups=groups, policy=SplitPolicy(2 * PAGE_SIZE, 2 * PAGE_SIZE),
+        groups=groups, policy=SplitPolicy(2 * PAGE_SIZE, 2 * PAGE_SIZE),
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_one_launch_does_what_two_do(
         pages[1] = pages[1].transpose(2, 3).contiguous()
         scales = [drawn(*batch.k_pages.shape[:3], seed=seed).exp() for seed in (8, 9)]
     kept = [tensor.clone() for tensor in (*pages, *(each for each in scales if each is not None))]
-    work = work_of(batch, rounded=rounded)
+    work = work_of(batch)
     work.build(batch.context_lens)
     options = {"scale": head_dim**-0.5}
     got = fresh_decode(
@@ -116,7 +116,7 @@ def test_tokens_are_not_written_amid_shared_runs() -> None:
         device=DEVICE, num_processors=4, min_saved_tokens=0,
     )  # fmt: skip
     groups.assign([PrefixGroup((1, 2), 0, 1)])
-    work = work_of(batch, rounded=False, groups=groups)
+    work = work_of(batch, groups=groups)
     qkv = drawn(len(LENS), HEADS + 2 * KV_HEADS, 32, dtype=HALF)
     with pytest.raises(KernelInputError, match="amid shared runs"):
         fresh_decode(
