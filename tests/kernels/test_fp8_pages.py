@@ -95,7 +95,7 @@ def test_queries_of_drafts_read_rounded_pages(window: int | None, dtype: torch.d
     borders = torch.tensor([0, 1, 4, 6, 10], dtype=torch.int32, device=DEVICE)
     work = DecodeWork(
         max_rows=len(q), max_pages=8, page_size=PAGE_SIZE, num_heads=HEADS, num_kv_heads=KV_HEADS,
-        head_dim=32, device=DEVICE, sliding_window=window, rounded=True,
+        head_dim=32, device=DEVICE, sliding_window=window,
         policy=SplitPolicy(PAGE_SIZE, PAGE_SIZE),
     )  # fmt: skip
     work.build(batch.context_lens, 4)
