@@ -49,7 +49,9 @@ class _Driver:
         base = ctypes.c_uint64()
         handle = _Handle.from_buffer_copy(exported)
         self._call("cuIpcOpenMemHandle_v2", ctypes.byref(base), handle, _ENABLE_PEER_ACCESS)
-        weakref.finalize(owner, self._library.cuIpcCloseMemHandle, base).atexit = False
+        closing = weakref.finalize(owner, self._library.cuIpcCloseMemHandle, base)
+        # At the end of the process the driver does so itself, and waits for no kernel.
+        closing.atexit = False
         return base.value + int.from_bytes(exported[_HANDLE_BYTES:], "little")
 
     def _call(self, name: str, *arguments: Any) -> None:
