@@ -241,7 +241,7 @@ class Engine:
     def close(self) -> None:
         """Stop helper threads, and end the other ranks."""
         self._constrained.close()
-        self._runner.group.close()
+        self._runner.close()
 
     def _prepare(self, request: Request, seqs: list[Sequence]) -> None:
         """Check a request and add its sequences to `seqs`, their grammars compiling."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenbus.kernels.attention.fresh_decode import fresh_decode
 from tokenbus.kernels.attention.paged_decode import QueryRows, paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.interfaces import ForwardContext
     from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.scheduling.prefix_grouping import SharedRun
-    from tokenbus.kernels.attention.fresh_decode import FreshTokens
 
 # Page reads saved per layer that pay for the merge of one more partial result per row, from runs of
 # 16 and of 8 pages on: the shorter a run, the more of its time is merging. Shorter ones never do.
@@ -63,32 +61,6 @@ class TritonAttention:
         for value, page, scale in zip((k, v), pages, scales, strict=True):
             _write(value, page, scale, place)
         return self.read(q.contiguous(), spec, ctx)
-
-    def decode_fresh(
-        self, qkv: Tensor, spec: AttentionSpec, ctx: ForwardContext, fresh: FreshTokens
-    ) -> Tensor | None:
-        """Rotate, write and attend in one launch: qkv [N, Hq + 2 Hkv, D] -> [N, Hq, D].
-
-        None where shared runs are read together, which takes queries of several rows.
-        """
-        work, listed = self._work(qkv, ctx.context_lens, spec, ctx)
-        if work.active_groups is not None:
-            return None
-        k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
-        return fresh_decode(
-            qkv,
-            fresh,
-            ctx.kv.k[spec.layer_idx],
-            ctx.kv.v[spec.layer_idx],
-            ctx.block_table,
-            ctx.context_lens,
-            work,
-            scale=spec.scale,
-            softcap=spec.softcap,
-            listed=listed,
-            k_scales=k_scales,
-            v_scales=v_scales,
-        )
 
     def read(
         self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext, fresh: Tensor | None = None

@@ -146,6 +146,14 @@ class GraphRunner(Runner):
         self._tables = torch.zeros_like(rows.block_table[: self._buckets[-1]])
         self._borders = torch.arange(self._buckets[-1] + 1, dtype=torch.int32, device=rows.device)
 
+    def close(self) -> None:
+        """Let go of the graphs, for which NCCL would wait, and end the other ranks."""
+        self._graphs.clear()
+        self._prompts.close()
+        if self._drafts is not None:
+            self._drafts.close()
+        super().close()
+
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Capture the graphs of plain, filtered and ruled draws, largest batch first.
 

@@ -71,6 +71,10 @@ class Runner:
         self._sharing = sharing
         self._grouping = None if sharing is None else BatchGrouping(kv.page_size, sharing.pays)
 
+    def close(self) -> None:
+        """End the other ranks."""
+        self.group.close()
+
     def release(self, row: int) -> None:
         """Take a row back from a sequence that ended or was preempted."""
         self.rows.release(row)

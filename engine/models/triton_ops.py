@@ -25,7 +25,6 @@ from tokenbus.engine.models.triton_products import (
     Int4Product,
     TritonProduct,
 )
-from tokenbus.kernels.attention.fresh_decode import FreshTokens
 from tokenbus.kernels.embedding import embed, widen
 from tokenbus.kernels.exchange import Exchange, exchange
 from tokenbus.kernels.experts.combine import NextNorm
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.interfaces import ForwardContext
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
     from tokenbus.engine.models.product import ProductTable
-    from tokenbus.engine.models.rope import RopeTable
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.exchange import Boxes
 
@@ -176,17 +174,6 @@ class TritonOps(TorchOps):
                 qkv, q_norm, k_norm, spec.head_dim, spec.num_heads, spec.num_kv_heads, eps
             )
             q_norm = k_norm = None
-        if ctx.is_decode and qkv.shape[0] <= MAX_FUSED_ROWS:
-            out = self.attention.decode_fresh(
-                qkv.view(-1, spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim),
-                spec,
-                ctx,
-                FreshTokens(
-                    ctx.positions, ctx.slot_mapping, *_tables_of(layer.rope), q_norm, k_norm, eps
-                ),
-            )
-            if out is not None:
-                return out.view(-1, spec.num_heads * spec.head_dim)
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         # Prompts read this pass's keys and values where they are, not widened from FP8 pages.
         fresh = qkv if k_scales is not None and not ctx.is_decode else None
@@ -355,10 +342,6 @@ def _fused_mlp(
         return None
     gates = gate_up.normed(norm, eps, act)
     return lambda x, residual: down.added(gates(x), residual, among)
-
-
-def _tables_of(rope: RopeTable | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if rope is None else (rope.cos, rope.sin)
 
 
 def _norm_of(weight: Tensor | None, eps: float) -> NextNorm | None:

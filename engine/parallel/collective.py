@@ -6,6 +6,7 @@ rows, and all ranks hold the same bits of them, so that all of them would draw t
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from datetime import timedelta
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # The watch of rank 0 tells a rank that hangs within seconds; this is for what it cannot see.
 _TIMEOUT = timedelta(minutes=30)
+# How long the end of a group is waited for.
+_ABORT_S = 5.0
 # Ranks are on one host.
 LOOPBACK = "127.0.0.1"
 
@@ -146,8 +149,14 @@ class NcclGroup(ProcessGroup):
     """A GPU per rank; each element is summed once and handed to all, so that all hold its bits."""
 
     def close(self) -> None:
-        """Let go of the group: its threads would wait for the other ranks at the process's end."""
-        self._group.abort()
+        """Let go of the group: its threads would wait for the other ranks at the process's end.
+
+        NCCL waits until the graphs that hold its launches are gone. One that somebody else still
+        has is not waited for.
+        """
+        letting_go = threading.Thread(target=self._group.abort, daemon=True)
+        letting_go.start()
+        letting_go.join(_ABORT_S)
 
     def all_reduce(self, part: Tensor) -> Tensor:
         """Return the sum of all ranks' parts, in place."""

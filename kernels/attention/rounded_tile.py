@@ -47,7 +47,7 @@ def _join_columns(value, N: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def split_queries(q, G: tl.constexpr):
+def _split_queries(q, G: tl.constexpr):
     """q: [2 G, BLOCK_D], each row twice -> its halves in e4m3 and the scales [2 G]."""
     q = q.to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(q), axis=1), _TINY) / _TOP
@@ -60,20 +60,16 @@ def split_queries(q, G: tl.constexpr):
 def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
                   page_stride, start, end, D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr,
                   BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BULK: tl.constexpr,
-                  EVICT: tl.constexpr, MAY_END: tl.constexpr = False):  # fmt: skip
+                  EVICT: tl.constexpr):  # fmt: skip
     """Load a tile: keys [BLOCK_N, BLOCK_D], values [BLOCK_D, BLOCK_N] and the scales of both.
 
-    Tokens beyond `end` are what memory holds, finite always; their scales may be NaN. MAY_END:
-    there may be no token at all, `end` zero; then it is the scratch page that is read.
+    Tokens beyond `end` are what memory holds, finite always; their scales may be NaN.
     """
     offs_n = tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
     if S % BLOCK_N == 0:
         at = tl.minimum(start, end - 1) // BLOCK_N
-        if MAY_END:
-            page = tl.load(table_row + at // (S // BLOCK_N), mask=end > 0, other=0)
-        else:
-            page = tl.load(table_row + at // (S // BLOCK_N))
+        page = tl.load(table_row + at // (S // BLOCK_N))
         inside = at % (S // BLOCK_N) * BLOCK_N
         tile = page.to(tl.int64) * (HKV * S) + head * S + inside + offs_n
         if BULK:
@@ -94,7 +90,7 @@ def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_r
                 v = tl.load(v_pages + v_at, eviction_policy=EVICT)
     else:
         token = tl.minimum(start + offs_n, end - 1)
-        page = tl.load(table_row + token // S, mask=token >= 0, other=0).to(tl.int64)
+        page = tl.load(table_row + token // S).to(tl.int64)
         tile = page * (HKV * S) + head * S + token % S
         base = page * page_stride + head * (S * D) + token % S * D
         v_base = page * page_stride + head * (S * D) + token % S
@@ -149,7 +145,7 @@ def attend_rounded(q, k_pages, v_pages, k_scales, v_scales, table_row, head, pag
     matrix unit's 64 rows are tokens and dims, its columns the two halves of each query and of its
     weights. Returns the normalised output [G, BLOCK_D] and the base-2 log-sum-exp [G].
     """
-    q, q_scale = split_queries(q, G)
+    q, q_scale = _split_queries(q, G)
     m = tl.full([G], float("-inf"), tl.float32)
     sums = tl.zeros([BLOCK_N, G], tl.float32)
     acc = tl.zeros([BLOCK_D, 2 * G], tl.float32)
