@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tokenbus.producer.answers import answer_of
 from tokenbus.producer.scripts import source
@@ -89,10 +89,15 @@ class ScriptRunner:
             if unknown:
                 # The first brings the text along; what was refused for want of it did nothing.
                 first, *rest = unknown
-                replies[first] = await self._execute(
-                    "EVAL", self._text(name), 1, key, *calls[first]
-                )
-                later = await self._pipelined(name, key, [calls[number] for number in rest])
+                try:
+                    replies[first] = await self._execute(
+                        "EVAL", self._text(name), 1, key, *calls[first]
+                    )
+                    later = await self._pipelined(name, key, [calls[number] for number in rest])
+                except ResponseError as error:
+                    # The text was refused, so the others find no script either.
+                    replies[first] = error
+                    later = [error] * len(rest)
                 for number, reply in zip(rest, later, strict=True):
                     replies[number] = reply
         return replies

@@ -108,7 +108,7 @@ async def test_continuous_usage_grows_to_the_true_count(null_door: Door) -> None
     [
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": "yes"}, "stream"),
-        ({"echo": True}, "echo"),
+        ({"echo": True, "stream": True}, "echo"),
         ({"suffix": "end"}, "suffix"),
         ({"prompt": [1, "a"]}, "prompt"),
         ({"prompt": []}, "prompt"),
