@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from ctypes import c_int32
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tokenbus.engine.attention.page_write import write_pages
-from tokenbus.engine.scheduling.prefix_grouping import SharedRun
 from tokenbus.kernels.cpu.native import BatchArgs, NativeLibrary, RunArgs, ShapeArgs
 
 if TYPE_CHECKING:
@@ -22,14 +20,12 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.interfaces import ForwardContext
     from tokenbus.engine.kv_cache import AttentionSpec
+    from tokenbus.engine.scheduling.prefix_grouping import SharedRun
 
 
 # Pages of 16 tokens from which merging one more partial result per row pays: with 24 rows in three
 # runs 0.9 x at 8 pages, 1.1 x at 16, on two Zen 5 cores.
 _BREAK_EVEN_PAGES = 12
-# Up to so many queries of a sequence, behind so many times as many tokens, are drafts or forced
-# tokens, and no prompt.
-_FEW_QUERIES, _FAR_BEHIND = 16, 8
 
 
 class NativeAttention:
@@ -74,75 +70,25 @@ class NativeAttention:
         """Describe a pass to the kernels; the context and this object own the memory."""
         args: BatchArgs | None = ctx.memo.get("native_batch")
         if args is None:
-            batch = ctx.memo["native_rows"] = self._rows_of(ctx)
-            table = batch.block_table
+            table = ctx.block_table
+            if table.stride(1) != 1:
+                table = table.contiguous()
+                ctx.memo["native_table"] = table
             args = BatchArgs(
-                ctx.positions.shape[0], len(batch.context_lens), table.stride(0),
+                ctx.positions.shape[0], len(ctx.query_lens), table.stride(0),
                 torch.get_num_threads(), ctx.positions.data_ptr(), ctx.slot_mapping.data_ptr(),
-                table.data_ptr(), batch.context_lens.data_ptr(), batch.borders.data_ptr(),
+                table.data_ptr(), ctx.context_lens.data_ptr(), ctx.cu_seqlens_q.data_ptr(),
             )  # fmt: skip
-            if batch.runs:
-                args.num_runs = len(batch.runs)
-                args.runs, args.members = run_args(batch.runs)
+            if ctx.num_decode and self._runs:
+                args.num_runs = len(self._runs)
+                args.runs, args.members = run_args(self._runs, args.num_seqs - ctx.num_decode)
             ctx.memo["native_batch"] = args
         return args
 
-    def _rows_of(self, ctx: ForwardContext) -> _Rows:
-        """Return the sequences of a pass; of a few queries behind many tokens each is one itself.
 
-        A prompt's keys and values are packed anew in every layer, which pays for many queries.
-        """
-        seqs: list[int] = []
-        lens: list[int] = []
-        borders = [0]
-        runs: list[SharedRun] = []
-        for seq, (num, context) in enumerate(
-            zip(ctx.query_lens, ctx.context_lens_host, strict=True)
-        ):
-            if not 1 < num <= _FEW_QUERIES or context < _FAR_BEHIND * num:
-                seqs.append(seq)
-                lens.append(context)
-                borders.append(borders[-1] + num)
-                continue
-            num_pages = (context - num) // ctx.kv.page_size
-            if self.pays(num, num_pages):
-                runs.append(SharedRun(tuple(range(len(seqs), len(seqs) + num)), 0, num_pages))
-            seqs += [seq] * num
-            lens += range(context - num + 1, context + 1)
-            borders += range(borders[-1] + 1, borders[-1] + num + 1)
-        table, lens_given, borders_given = ctx.block_table, ctx.context_lens, ctx.cu_seqlens_q
-        if len(seqs) > len(ctx.query_lens):
-            table = table[torch.tensor(seqs)]
-            lens_given = torch.tensor(lens, dtype=torch.int32)
-            borders_given = torch.tensor(borders, dtype=torch.int32)
-        if ctx.num_decode:
-            first = len(seqs) - ctx.num_decode
-            runs += [_moved(run, first) for run in self._runs]
-        # Runs that follow another stand behind it.
-        runs.sort(key=lambda run: run.first_page)
-        return _Rows(
-            table if table.stride(1) == 1 else table.contiguous(), lens_given, borders_given, runs
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Sequences as the kernels get them: tables, lengths, borders of their queries, runs."""
-
-    block_table: Tensor
-    context_lens: Tensor
-    borders: Tensor
-    runs: list[SharedRun]
-
-
-def _moved(run: SharedRun, first: int) -> SharedRun:
-    """Return a run whose rows are counted from sequence `first` of a pass."""
-    return SharedRun(tuple(first + row for row in run.rows), run.first_page, run.end_page)
-
-
-def run_args(runs: Sequence[SharedRun]) -> tuple[Any, Any]:
-    """Describe runs whose rows are sequences of a pass."""
-    members = [row for run in runs for row in run.rows]
+def run_args(runs: Sequence[SharedRun], first_row: int) -> tuple[Any, Any]:
+    """Describe runs whose rows are counted from sequence `first_row` of a pass."""
+    members = [first_row + row for run in runs for row in run.rows]
     ends = accumulate(len(run.rows) for run in runs)
     args = [
         RunArgs(end - len(run.rows), len(run.rows), run.first_page, run.end_page)

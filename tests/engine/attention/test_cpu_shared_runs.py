@@ -189,19 +189,6 @@ def test_runs_speak_of_decoding_rows_behind_prompts() -> None:
         _compare(forest, 2, 2e-6, 2e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("queries", [(2, 16), (5, 300), (16, 230), (16, 600)], ids=str)
-@pytest.mark.parametrize("name", _SPECS)
-def test_few_queries_behind_many_tokens_equal_a_prompt(
-    name: str, queries: tuple[int, int], dtype: torch.dtype
-) -> None:
-    """Drafts and forced tokens go row by row, and what is before all of them is read once."""
-    tails = [(0, row % 2 == 0, 3 + row) for row in range(6)]
-    forest = _Forest(_SPECS[name], 16, [(4, 2)], tails, dtype, queries)
-    tolerance = (2e-6, 2e-5) if dtype == torch.float32 else (0.02, 0.02)
-    _compare(forest, 2, *tolerance)
-
-
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_forest_of_prefixes_gives_the_same(data: st.DataObject) -> None:
