@@ -67,6 +67,7 @@ def _answers(config: Any, weights: dict[str, Tensor], backend: Backend, reader: 
             LlamaConfig,
             choose_reader("int4", grouped=True),
             torch.float16,
+            marks=pytest.mark.slow,
             id="llama: rounded while loading, rows split",
         ),
         pytest.param(
