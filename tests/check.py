@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("engine/scheduling", "engine/text", "producer", "worker")
 PAGES = ("test_docs.py", "test_errors_page.py", "test_import_directions.py", "test_sizes.py")
-# One thread each; files stay together, because they share models.
+# One process per core and one thread each; files stay together, because they share models.
 PYTEST = ("-q", "-n", "auto", "--maxprocesses=4", "--dist=loadfile", "--tb=native")
 
 

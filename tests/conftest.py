@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -25,16 +25,6 @@ PROCESS_FIXTURES = {"deployment", "own_server", "private_server", "server"}
 STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
 # The CPU's kernels are compiled once per machine, by whichever test needs them first.
 COMPILERS = ("c++", "g++", "clang++")
-
-
-@pytest.hookimpl(wrapper=True, optionalhook=True)
-def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """Take half as many processes again as cores: tests of whole workers wait half of their time.
-
-    A lease of a worker that has died, or the pace of made-up tokens, takes no core.
-    """
-    num_cores = yield
-    return num_cores + num_cores // 2
 
 
 @pytest.fixture(autouse=True)
