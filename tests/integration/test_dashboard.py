@@ -18,7 +18,7 @@ import pytest_asyncio
 from browser.chromium import Browser, Page, chromium
 from gateways.doors import door
 from workers.null_workers import worker, worker_process
-from workers.stubs import raw
+from workers.stubs import raw, until
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.gateway.access.api_keys import ApiKeys
@@ -253,6 +253,11 @@ async def _signed_in(browser: Browser, running: Door, key: str, place: str) -> A
     assert [error for error in page.errors if " 401 " not in f" {error} "] == []
 
 
+async def _tells_of_pages(page: Page, worker: str) -> bool:
+    """Tell whether the picture of a worker's pages is told in words."""
+    return any("free" in name and worker in name for _, name in await page.spoken())
+
+
 async def test_page_is_used_without_a_mouse_and_read_without_eyes(
     browser: Browser, own_server: EmbeddedServer, pool: str
 ) -> None:
@@ -267,11 +272,12 @@ async def test_page_is_used_without_a_mouse_and_read_without_eyes(
         job = await client.submit("One line, please.", max_tokens=4, tenant="acme")
         await client.result(job)
         await page.until("document.querySelector('.fleet > li[data-phase=ready]')")
+        # The browser tells what is read aloud a moment after it shows it.
+        await until(lambda: _tells_of_pages(page, running_worker.name))
         spoken = await page.spoken()
         nameless = [role for role, name in spoken if not name and role in _NAMED]
         assert nameless == []
         pictures = [name for role, name in spoken if role in ("image", "img")]
-        assert any("free" in name and running_worker.name in name for name in pictures)
         assert any("Tokens per second in the last 15 minutes" in name for name in pictures)
         await page.press("Tab", code=9)
         assert await page.js("document.activeElement.id") == "skip"
