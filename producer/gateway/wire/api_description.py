@@ -48,7 +48,7 @@ STREAM_RESPONSES: dict[int | str, dict[str, Any]] = ERROR_RESPONSES | {
         "description": "The answer, or its chunks as server-sent events.",
         "content": {
             "application/json": {"schema": {"type": "object"}},
-            # Left open: OpenAPI 3.1 describes a stream as one text, some readers each of its events.
+            # Left open: OpenAPI 3.1 describes a stream as one text, some readers each event.
             "text/event-stream": {},
         },
     }
