@@ -19,6 +19,7 @@ from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.producer.contract.result import JobEndedEarly, JobResult
 from tokenbus.producer.errors import JobUnknown, ProducerError
 from tokenbus.producer.gateway.answering import ignored_header
+from tokenbus.producer.gateway.earlier_items import EarlierItems
 from tokenbus.producer.gateway.jobs.attended import attended
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
 from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
@@ -34,7 +35,7 @@ from tokenbus.producer.gateway.responses.job_steps import (
 )
 from tokenbus.producer.gateway.responses.response_events import ResponseEvents
 from tokenbus.producer.gateway.responses.response_object import response_object
-from tokenbus.producer.gateway.responses.response_request import MAX_ANCESTORS, field_as_sent
+from tokenbus.producer.gateway.responses.response_request import field_as_sent
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
 from tokenbus.producer.gateway.wire.generation import asked_of
 from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS
@@ -70,13 +71,14 @@ class Responding:
     def __init__(self, gateway: Gateway, responses: StoredResponses) -> None:
         self._gateway = gateway
         self._responses = responses
+        self._earlier = EarlierItems(gateway.models, responses)
 
     async def create(self, request: Request, caller: Caller, asked: ResponseRequest) -> Response:
         """Create a response and answer as it was asked for. Raises: ApiError."""
         settings = self._gateway.settings
         if asked.unknown and settings.gateway_strict:
             raise invalid(asked.unknown[0], "is no field of this request")
-        chain = await self._chain(caller, asked.previous_id)
+        chain = await self._earlier.chain(caller, asked.previous_id)
         record, job, who = await self._submit(request, caller, asked, chain)
         headers = {"X-Tokenbus-Job-Id": job.job_id} | ignored_header(asked.unknown)
         if asked.is_background and not asked.is_stream:
@@ -107,21 +109,6 @@ class Responding:
         await self._keep_result(record, job)
         return JSONResponse(await self._told(record, result), headers=headers)
 
-    async def _chain(self, caller: Caller, previous_id: str | None) -> list[StoredResponse]:
-        """Return the responses that one goes on from, the first one first. Raises: ApiError 400."""
-        if previous_id is None:
-            return []
-        try:
-            last = await self._responses.get(caller.id_prefix, previous_id)
-            before = await self._responses.get_all(caller.id_prefix, last.record.ancestors)
-        except NotStored as error:
-            told = f"Previous response with id '{error.name}' not found."
-            code, param = "previous_response_not_found", "previous_response_id"
-            raise ApiError(400, told, code=code, param=param) from None
-        if len(before) >= MAX_ANCESTORS:
-            raise invalid("previous_response_id", f"has {MAX_ANCESTORS} responses before it")
-        return [*before, last]
-
     async def _submit(
         self,
         request: Request,
@@ -130,8 +117,9 @@ class Responding:
         chain: Sequence[StoredResponse],
     ) -> tuple[ResponseRecord, SubmittedJob, Caller]:
         """Queue the job of a response and keep what was asked. Raises: ApiError."""
-        earlier = [item for each in chain for item in await self._items_of(each)]
-        items = asked.items("resp_", {str(item.get("id")): item for item in earlier})
+        earlier = await self._earlier.of_chain(chain)
+        referred = await self._earlier.referred(caller, asked.references(), earlier)
+        items = asked.items("resp_", referred)
         fields, messages = asked.job_fields(
             earlier, items, self._gateway.settings.gateway_chat_tokens
         )
@@ -168,19 +156,8 @@ class Responding:
             request=asked.told | ({"service_tier": generation.tier} if generation.tier else {}),
         )
         if asked.is_stored:
-            await self._responses.put(record, asked.items(response_id, _by_id(earlier)))
+            await self._responses.put(record, asked.items(response_id, referred))
         return record, job, who
-
-    async def _items_of(self, stored: StoredResponse) -> list[dict[str, Any]]:
-        """Return input and output of an earlier response. Raises: ApiError 400 before its end."""
-        record = stored.record
-        result = stored.result
-        if result is None:
-            client = await self._gateway.models.client(record.pool)
-            result = await self._responses.settle(record, client.scripts)
-        if result is None:
-            raise invalid("previous_response_id", f"the response {record.id} has no answer yet")
-        return [*stored.items, *response_body(record, result)["output"]]
 
     async def _told(self, record: ResponseRecord, result: JobResult) -> Wire:
         """Return a response whose job has ended."""
@@ -318,10 +295,6 @@ async def _result(job: SubmittedJob) -> JobResult:
 async def _stored_steps(result: JobResult) -> AsyncGenerator[Step, None]:
     for step in result_steps(result):
         yield step
-
-
-def _by_id(items: Sequence[dict[str, Any]]) -> Mapping[str, dict[str, Any]]:
-    return {str(item.get("id")): item for item in items}
 
 
 def _tell_end(fields: dict[str, Any], asked: ResponseRequest) -> None:

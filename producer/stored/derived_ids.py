@@ -19,6 +19,7 @@ _RESPONSE = "resp_"
 # In the metadata of a job: it answers a response.
 RESPONSE_FIELD = "tokenbus.response"
 _FILE = re.compile(r"file-[0-9a-f]{32}")
+_ITEM = re.compile(r"(?:msg|rs|fc|in)_(.+)[0-9a-f]{4}")
 _BATCH = re.compile(r"batch_[0-9a-f]{32}")
 
 
@@ -35,6 +36,12 @@ def item_id(prefix: str, response_id: str, index: int) -> str:
 def input_item_id(response_id: str, index: int) -> str:
     """Return the id of an input item that came without one."""
     return f"in_{response_id.removeprefix('resp_')}{index:04x}"
+
+
+def response_of_item(text: str) -> str | None:
+    """Return the id of the response that an item belongs to; None of what is no id of an item."""
+    found = _ITEM.fullmatch(text)
+    return None if found is None else response_of_job(found[1])
 
 
 def draw_file_id() -> str:

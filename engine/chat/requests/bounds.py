@@ -30,7 +30,7 @@ NUMBERS = {
     "repetition_penalty": Bound(float, 0.01, 100),
     "presence_penalty": Bound(float, -2, 2),
     "frequency_penalty": Bound(float, -2, 2),
-    "seed": Bound(int, 0, 2**63 - 1),
+    "seed": Bound(int, -(2**63), 2**63 - 1),
     "logprobs": Bound(int, 0, 20),
     "prompt_logprobs": Bound(int, 0, 20),
 }

@@ -7,6 +7,7 @@ reasoning and its calls are one message to a model.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.gateway.wire.api_error import ApiError
@@ -27,6 +28,7 @@ _ITEM_PARTS: dict[str, dict[str, Any]] = {
 # Parts of an assistant's message in their order.
 _PARTS = ("reasoning_content", "content", "tool_calls")
 MAX_ITEMS = 4096
+_NO_PLACES: Mapping[str, str] = MappingProxyType({})
 
 
 def invalid(param: str, message: str) -> ApiError:
@@ -52,11 +54,11 @@ def checked_items(
         path = f"input.{index}"
         if not isinstance(item, dict):
             raise invalid(path, "must be an item")
-        if item.get("type") == "item_reference":
-            found = earlier.get(str(item.get("id")))
-            if found is None:
-                raise invalid(f"{path}.id", "names no item of the earlier responses")
-            items.append(found)
+        referred = referred_id(item)
+        if referred is not None:
+            if referred not in earlier:
+                raise invalid(f"{path}.id", "names no item of a response that is kept")
+            items.append(earlier[referred])
         else:
             named = dict(item)
             named["type"] = _type_of(item, path)
@@ -67,6 +69,14 @@ def checked_items(
                 named["content"] = [{"type": kind, "text": named["content"]}]
             items.append(named)
     return items
+
+
+def referred_id(item: Mapping[str, Any]) -> str | None:
+    """Return the id of the earlier item that one stands for; None of one that is told itself."""
+    # OpenAI's own client may leave its type out.
+    is_bare = item.get("type") is None and item.keys() <= {"type", "id"}
+    is_reference = item.get("type") == "item_reference" or (is_bare and "id" in item)
+    return str(item.get("id")) if is_reference else None
 
 
 def _type_of(item: Mapping[str, Any], path: str) -> str:
@@ -86,16 +96,16 @@ def _type_of(item: Mapping[str, Any], path: str) -> str:
 
 @dataclass(slots=True)
 class InputMessages:
-    """Messages of a chat, and for each the path of the item that it came from."""
+    """Messages of a chat, and for each where it and its parts stand in the input."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
+    places: list[dict[str, str]] = field(default_factory=list)
 
     def add_instructions(self, instructions: str | None) -> None:
         """Begin with what the model is told beforehand."""
         if instructions:
-            self.messages.append({"role": "system", "content": instructions})
-            self.paths.append("instructions")
+            message = {"role": "system", "content": instructions}
+            self._put(message, "instructions", {"content": "instructions"})
 
     def add(self, items: Sequence[Mapping[str, Any]], path: str) -> None:
         """Add the messages of items, whose path is that of their list."""
@@ -105,20 +115,30 @@ class InputMessages:
     def _add(self, item: Mapping[str, Any], path: str) -> None:
         match item["type"]:
             case "message" if item["role"] == "assistant":
-                self._assistant(path, "content")["content"] = item["content"]
+                self._assistant("content", path)["content"] = item["content"]
+                self.places[-1]["content"] = f"{path}.content"
             case "message":
                 self._put({"role": item["role"], "content": item["content"]}, path)
             case "function_call":
-                function = {"name": item["name"], "arguments": item["arguments"]}
-                call = {"id": item["call_id"], "type": "function", "function": function}
-                self._assistant(path, "tool_calls").setdefault("tool_calls", []).append(call)
+                self._call(item, path)
             case "function_call_output":
                 told = {"role": "tool", "tool_call_id": item["call_id"]}
-                self._put(told | {"content": item["output"]}, path)
+                places = {"content": f"{path}.output", "tool_call_id": f"{path}.call_id"}
+                self._put(told | {"content": item["output"]}, path, places)
             case "reasoning" if text := _reasoning_text(item):
-                self._assistant(path, "reasoning_content")["reasoning_content"] = text
+                self._assistant("reasoning_content", path)["reasoning_content"] = text
+                self.places[-1]["reasoning_content"] = path
 
-    def _assistant(self, path: str, part: str) -> dict[str, Any]:
+    def _call(self, item: Mapping[str, Any], path: str) -> None:
+        function = {"name": item["name"], "arguments": item["arguments"]}
+        call = {"id": item["call_id"], "type": "function", "function": function}
+        calls = self._assistant("tool_calls", path).setdefault("tool_calls", [])
+        place = f"tool_calls.{len(calls)}"
+        calls.append(call)
+        self.places[-1] |= {place: path, f"{place}.id": f"{path}.call_id"}
+        self.places[-1][f"{place}.function"] = path
+
+    def _assistant(self, part: str, path: str) -> dict[str, Any]:
         """Return the assistant's message that a part belongs to: the last, or a new one.
 
         In a message reasoning comes first, then content, then calls.
@@ -129,9 +149,11 @@ class InputMessages:
             self._put({"role": "assistant", "content": None}, path)
         return self.messages[-1]
 
-    def _put(self, message: dict[str, Any], path: str) -> None:
+    def _put(
+        self, message: dict[str, Any], path: str, places: Mapping[str, str] = _NO_PLACES
+    ) -> None:
         self.messages.append(message)
-        self.paths.append(path)
+        self.places.append({"": path, **places})
 
     def told(self, field_path: str) -> str:
         """Return the path of a part of the messages as the sender has spelled it."""
@@ -139,10 +161,14 @@ class InputMessages:
         if head != "messages":
             return field_path
         index, _, inner = rest.partition(".")
-        if not index.isdecimal() or int(index) >= len(self.paths):
+        if not index.isdecimal() or int(index) >= len(self.places):
             return "input"
-        path = self.paths[int(index)]
-        return f"{path}.{inner}" if inner and path != "instructions" else path
+        places = self.places[int(index)]
+        above, below = inner, ""
+        while above not in places:
+            above, _, part = above.rpartition(".")
+            below = f".{part}{below}"
+        return f"{places[above]}{below}"
 
 
 def _reasoning_text(item: Mapping[str, Any]) -> str:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.requests.bounds import NUMBERS
 from tokenbus.engine.chat.requests.json_values import check_json
-from tokenbus.producer.gateway.responses.input_items import InputMessages, checked_items, invalid
+from tokenbus.producer.gateway.responses.input_items import (
+    InputMessages,
+    checked_items,
+    invalid,
+    referred_id,
+)
 from tokenbus.producer.stored.response_record import LOGPROBS
 
 if TYPE_CHECKING:
@@ -36,8 +41,15 @@ _REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "truncation": ("no input is cut; give less, or leave it out", ("disabled",)),
     "context_management": ("no input is compacted", ([],)),
 }
-# Of what may be included, these but for the logprobs are there in any case or never.
-_INCLUDED = frozenset({LOGPROBS, "reasoning.encrypted_content", "message.input_image.image_url"})
+# Of what may be included, these but for the logprobs are there in any case or never: tools that
+# others run are refused, so that nothing has results of theirs.
+_INCLUDED = frozenset(
+    {
+        LOGPROBS, "reasoning.encrypted_content", "message.input_image.image_url",
+        "file_search_call.results", "web_search_call.results", "web_search_call.action.sources",
+        "code_interpreter_call.outputs", "computer_call_output.output.image_url",
+    }
+)  # fmt: skip
 KNOWN_FIELDS = frozenset({*_TOLD, *_SAME, *_READ_HERE, *_REFUSED})
 _FLAGS = ("stream", "background", "store")
 _TEXT_FIELDS = ("model", "instructions", "previous_response_id")
@@ -92,6 +104,16 @@ class ResponseRequest:
         if "input" not in self.given:
             return []
         return checked_items(self.given["input"], response_id, earlier)
+
+    def references(self) -> list[tuple[int, str]]:
+        """Return the places of the input items that stand for earlier ones, and their ids."""
+        given = self.given.get("input")
+        items = given if isinstance(given, list) else []
+        return [
+            (index, item_id)
+            for index, item in enumerate(items)
+            if isinstance(item, dict) and (item_id := referred_id(item)) is not None
+        ]
 
     def job_fields(
         self, earlier: Sequence[dict[str, Any]], items: Sequence[dict[str, Any]], max_tokens: int

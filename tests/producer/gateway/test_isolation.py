@@ -22,6 +22,7 @@ from tokenbus.producer.gateway.access import key_ring
 from tokenbus.producer.gateway.access.api_keys import ApiKeys
 from tokenbus.producer.gateway.access.caller import Caller
 from tokenbus.producer.gateway.door_guard import DoorGuard
+from tokenbus.producer.stored.derived_ids import item_id
 from tokenbus.worker.control.service import batch_service
 from tokenbus.worker.control.settings import ControlSettings
 
@@ -159,7 +160,7 @@ async def test_what_is_anothers_is_as_what_never_was(two: Two) -> None:
         ),
         (
             "/v1/responses",
-            {"input": [{"type": "item_reference", "id": "msg_{response_id}"}]},
+            {"input": [{"type": "item_reference", "id": "{item_id}"}]},
             "input.0.id",
         ),
     ],
@@ -170,12 +171,14 @@ async def test_bodies_name_nothing_of_another(
 ) -> None:
     """A field that names what is another's is refused as one that names nothing."""
     told = []
-    for ids in (two.ids, two.never):
+    for known in (two.ids, two.never):
+        ids = known | {"item_id": item_id("msg", known["response_id"], 0)}
         text = json.dumps(body)
         for name, each in ids.items():
             text = text.replace(f"{{{name}}}", each)
         answer = await two.door.post(path, json.loads(text), two.other)
-        told.append([told_of(answer, each) for each in ids.values() if each in text][:1])
+        [thing] = [each for each in ids.values() if each in text]
+        told.append(told_of(answer, thing))
         assert answer.status == 400
         assert answer.error["param"].startswith(param)
     assert told[0] == told[1]

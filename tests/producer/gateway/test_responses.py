@@ -13,6 +13,7 @@ from patience import PATIENCE_S
 from workers.null_workers import worker
 
 from tokenbus.producer.gateway.access.caller import Caller
+from tokenbus.producer.stored.derived_ids import item_id
 from tokenbus.producer.stored.stored_responses import StoredResponses
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CALL = {"type": "function_call", "call_id": "c", "name": "track", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "c", "output": "x"}
+SAID = {"role": "assistant", "content": "Let me look."}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -86,6 +91,37 @@ async def test_cancelled_response_keeps_what_was_generated(paced_door: Door) -> 
     assert (await paced_door.post(f"{path}/cancel", {})).json == cancelled
 
 
+async def test_item_of_any_kept_response_may_stand_for_itself(paced_door: Door) -> None:
+    """The AI SDK sends ids of what was answered, and no previous response; OpenAI's, no type."""
+    question = {"role": "user", "content": "And my lamp?"}
+    first = (await paced_door.post(PATH, body())).json
+    said = first["output"][0]
+    asked = body(input=[{"id": said["id"]}, question])
+    second = (await paced_door.post(PATH, asked)).json
+    kept = (await paced_door.get(f"{PATH}/{second['id']}/input_items?order=asc")).json["data"]
+    assert kept[0] == said
+    # The first is found where the last one was told of it.
+    await paced_door.ask("DELETE", f"{PATH}/{first['id']}")
+    ids = [said["id"], kept[1]["id"], second["output"][0]["id"]]
+    references = [{"type": "item_reference", "id": each} for each in ids]
+    third = (await paced_door.post(PATH, body(input=[*references, question]))).json
+    items = (await paced_door.get(f"{PATH}/{third['id']}/input_items?order=asc")).json["data"]
+    assert items[:-1] == [*kept, second["output"][0]]
+    lost = await paced_door.post(PATH, body(input=[question, references[0]]))
+    assert (lost.status, lost.error["param"]) == (400, "input.1.id")
+
+
+async def test_item_of_an_unfinished_response_cannot_be_referred_to(paced_door: Door) -> None:
+    """What it will be is not known yet."""
+    asked = body(background=True, max_output_tokens=8000)
+    response_id = (await paced_door.post(PATH, asked)).json["id"]
+    reference = {"id": item_id("msg", response_id, 0)}
+    told = await paced_door.post(PATH, body(input=[reference]))
+    assert (told.status, told.error["param"]) == (400, "input.0.id")
+    assert "no answer yet" in told.error["message"]
+    await paced_door.post(f"{PATH}/{response_id}/cancel", {})
+
+
 async def test_deleted_and_foreign_responses_are_unknown(
     private_server: EmbeddedServer, module_pool: str, paced_door: Door
 ) -> None:
@@ -132,10 +168,10 @@ async def test_deleted_and_foreign_responses_are_unknown(
         ({"input": ["x"]}, "input.0"),
         ({"input": [{"type": "web_search_call"}]}, "input.0.type"),
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.id"),
-        (
-            {"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]},
-            "input.0.tool_call_id",
-        ),
+        ({"input": [{"id": "msg_1"}]}, "input.0.id"),
+        ({"input": [RESULT]}, "input.0.call_id"),
+        ({"input": [CALL, {**RESULT, "output": [{"type": "input_image"}]}]}, "input.1.output.0"),
+        ({"input": [SAID, CALL, {**CALL, "arguments": "["}]}, "input.2.arguments"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"tool_choice": 3}, "tool_choice"),
         ({"temperature": -1}, "temperature"),
@@ -147,7 +183,7 @@ async def test_deleted_and_foreign_responses_are_unknown(
         ({"background": True, "store": False}, "store"),
         ({"truncation": "auto"}, "truncation"),
         ({"conversation": "c"}, "conversation"),
-        ({"include": ["file_search_call.results"]}, "include.0"),
+        ({"include": ["file_search_call.result"]}, "include.0"),
         ({"include": [["message.output_text.logprobs"]]}, "include.0"),
         ({"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "top_logprobs"),
         ({"include": ["message.output_text.logprobs"], "top_logprobs": True}, "top_logprobs"),
