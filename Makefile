@@ -38,7 +38,7 @@ CLIENTS_PYTHON := openai langchain-openai openai-agents litellm django uvicorn
 CLIENTS_LLAMA := "llama-index-llms-openai-like>=0.5"
 # It draws requests from the description of the gateway's API.
 CLIENTS_SCHEMA := "schemathesis>=4,<5"
-CLIENTS_NODE := ai @ai-sdk/openai-compatible zod
+CLIENTS_NODE := ai @ai-sdk/openai @ai-sdk/openai-compatible zod
 clients: $(STAMP)
 	@for part in python llama schema; do test -x $(CLIENTS)/$$part/bin/python || $(PYTHON) -m venv $(CLIENTS)/$$part; done
 	@$(CLIENTS)/python/bin/python -m pip install --disable-pip-version-check -q -e . $(CLIENTS_PYTHON)

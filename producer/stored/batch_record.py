@@ -10,6 +10,8 @@ from typing import Any, Self
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 MAX_LINES = 50_000
+# Where nothing is said: as long as a batch that has ended can be looked at.
+OUTPUT_LIVES_S = 30 * 86_400
 _WINDOW = re.compile(r"(\d{1,4})([smhd])")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _MAX_WINDOW_S = 7 * 86_400
@@ -50,6 +52,7 @@ class BatchRecord:
     tenant, pool, priority: whose jobs its lines become, where, and how urgent.
     model: what its lines have to ask for, and what the pool's workers are asked for instead.
     key_id: the API key that has asked for it; None where keys are off, or it is no stored one.
+    output_lives_s: how long its files are kept once they are written.
     """
 
     id: str
@@ -66,6 +69,7 @@ class BatchRecord:
     metadata: dict[str, str] = field(default_factory=dict)
     callback_url: str | None = None
     key_id: str | None = None
+    output_lives_s: int = OUTPUT_LIVES_S
 
     def dump(self) -> str:
         """Return the JSON that is stored."""

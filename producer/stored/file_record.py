@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+# What may be asked for, in seconds from the creation of a file on.
+MIN_LIFE_S, MAX_LIFE_S = 3600, 30 * 86_400
+
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:

@@ -1,12 +1,13 @@
-// The AI SDK with its provider for compatible servers: `node sdk_ai.mjs URL`; fails where it is let
-// down. AI_SDK names a folder whose node_modules have `ai`, `@ai-sdk/openai-compatible` and `zod`.
+// The AI SDK with its providers for compatible servers and for OpenAI: `node sdk_ai.mjs URL`; fails
+// where it is let down. AI_SDK names a folder whose node_modules have `ai`, both providers and `zod`.
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 
 const require = createRequire(`${process.env.AI_SDK}/`);
 const load = (name) => import(pathToFileURL(require.resolve(name)));
-const { generateObject, generateText, streamText, tool } = await load("ai");
+const { generateObject, generateText, stepCountIs, streamText, tool } = await load("ai");
+const { createOpenAI } = await load("@ai-sdk/openai");
 const { createOpenAICompatible } = await load("@ai-sdk/openai-compatible");
 const { z } = await load("zod");
 
@@ -43,3 +44,30 @@ const { object } = await generateObject({
   schema: z.object({ name: z.string(), price: z.number().int() }),
 });
 assert.equal(typeof object.price, "number");
+
+// OpenAI's own provider asks for responses, and sends the ids of what was answered before.
+const bodies = [];
+const own = createOpenAI({
+  baseURL: process.argv[2],
+  apiKey: "none",
+  fetch: (url, options) => (bodies.push(JSON.parse(options.body)), fetch(url, options)),
+})("smollm2-135m");
+const said = [{ role: "user", content: asked.prompt }];
+const first = await generateText({ model: own, messages: said, maxOutputTokens: 24 });
+said.push(...first.response.messages, { role: "user", content: "And snow?" });
+const second = streamText({ model: own, messages: said, maxOutputTokens: 24 });
+await second.consumeStream();
+assert.ok(await second.text);
+const steps = await generateText({
+  model: own,
+  prompt: "How many lamps are left?",
+  tools: { stock: tool({ inputSchema: stock.inputSchema, execute: () => 3 }) },
+  toolChoice: "required",
+  stopWhen: stepCountIs(2),
+  maxOutputTokens: 64,
+});
+assert.equal(steps.steps.length, 2);
+const sent = bodies.map(({ input }) => input.map(({ role, type }) => type ?? role));
+assert.deepEqual(sent[1], ["user", "item_reference", "user"]);
+assert.deepEqual(sent[3].slice(0, 1), ["user"]);
+assert.ok(sent[3].includes("function_call_output"));

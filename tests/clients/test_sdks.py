@@ -100,8 +100,8 @@ def test_example_of_llamaindex_runs_as_it_stands(url: str) -> None:
 
 
 @needs_ai_sdk
-def test_ai_sdk_with_its_provider_for_compatible_servers(url: str) -> None:
-    """Texts, streams, tools and objects of the AI SDK."""
+def test_ai_sdk_with_its_providers(url: str) -> None:
+    """Texts, streams, tools and objects of the AI SDK; responses that refer to earlier ones."""
     _run(["node", HERE / "sdk_ai.mjs", f"{url}/v1"])
 
 

@@ -6,22 +6,24 @@ import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from tokenbus.engine.chat.requests.bounds import MAX_METADATA
 from tokenbus.engine.chat.requests.json_values import check_json
 from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.producer.gateway.access.caller import Caller
 from tokenbus.producer.gateway.access.key_ring import stored_key_of
+from tokenbus.producer.gateway.answering import ignored_header
 from tokenbus.producer.gateway.body import read_object
 from tokenbus.producer.gateway.file_place import FilePlace
 from tokenbus.producer.gateway.gateway import caller
 from tokenbus.producer.gateway.responses.input_items import invalid
 from tokenbus.producer.gateway.wire.api_description import BATCH_BODY, ERROR_RESPONSES
 from tokenbus.producer.gateway.wire.api_error import not_found
-from tokenbus.producer.stored.batch_record import ENDPOINTS, BatchRecord, window_s
+from tokenbus.producer.stored.batch_record import ENDPOINTS, OUTPUT_LIVES_S, BatchRecord, window_s
 from tokenbus.producer.stored.derived_ids import draw_batch_id
 from tokenbus.producer.stored.errors import NotStored
+from tokenbus.producer.stored.file_record import MAX_LIFE_S, MIN_LIFE_S
 from tokenbus.producer.stored.stored_batches import StoredBatches
 
 if TYPE_CHECKING:
@@ -32,6 +34,12 @@ if TYPE_CHECKING:
 
 Who = Annotated[Caller, Depends(caller)]
 _MAX_FIRST_LINE = 8 * 1024 * 1024
+_FIELDS = frozenset(
+    {
+        "input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after",
+        "callback_url",
+    }
+)  # fmt: skip
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -47,11 +55,15 @@ def _add_create(routes: APIRouter, gateway: Gateway, batches: StoredBatches) -> 
     place = FilePlace(gateway)
 
     @routes.post("/v1/batches", openapi_extra={"requestBody": BATCH_BODY})
-    async def create_batch(request: Request, who: Who) -> dict[str, Any]:
+    async def create_batch(request: Request, reply: Response, who: Who) -> dict[str, Any]:
         """Create a batch of the lines of a file, run by the control services of its pool."""
         body = await read_object(request, gateway.settings)
         given = {name: value for name, value in body.items() if value is not None}
-        life_s = _checked(given)
+        life_s, output_lives_s = _checked(given), _output_lives_s(given)
+        unknown = sorted(given.keys() - _FIELDS)
+        if unknown and gateway.settings.gateway_strict:
+            raise invalid(unknown[0], "is no field of this request")
+        reply.headers.update(ignored_header(unknown))
         try:
             source = await place.files().get(who.id_prefix, given["input_file_id"])
         except NotStored:
@@ -77,6 +89,7 @@ def _add_create(routes: APIRouter, gateway: Gateway, batches: StoredBatches) -> 
             metadata=given.get("metadata", {}),
             callback_url=given.get("callback_url"),
             key_id=stored_key_of(who),
+            output_lives_s=output_lives_s,
         )
         return (await batches.create(record)).wire()
 
@@ -148,3 +161,17 @@ def _checked(given: dict[str, Any]) -> int:
         except (TypeError, ValueError, AttributeError) as error:
             raise invalid("callback_url", str(error)) from None
     return life_s
+
+
+def _output_lives_s(given: dict[str, Any]) -> int:
+    """Return how long the files of a batch are kept. Raises: ApiError 400."""
+    path = "output_expires_after"
+    after = given.get(path)
+    if after is None:
+        return OUTPUT_LIVES_S
+    if not isinstance(after, dict) or after.get("anchor") != "created_at":
+        raise invalid(f"{path}.anchor", "must be created_at")
+    seconds = after.get("seconds")
+    if type(seconds) is not int or not MIN_LIFE_S <= seconds <= MAX_LIFE_S:
+        raise invalid(f"{path}.seconds", f"must be {MIN_LIFE_S} to {MAX_LIFE_S}")
+    return seconds

@@ -17,6 +17,7 @@ from tokenbus.producer.gateway.multipart import FormUpload, boundary_of, malform
 from tokenbus.producer.gateway.wire.api_description import ERROR_RESPONSES, UPLOAD_BODY
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
 from tokenbus.producer.stored.errors import NotStored, StoreFull
+from tokenbus.producer.stored.file_record import MAX_LIFE_S, MIN_LIFE_S
 from tokenbus.producer.stored.paging import MAX_PAGE
 from tokenbus.producer.stored.stored_files import FileFields
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 Who = Annotated[Caller, Depends(caller)]
 _MAX_FILENAME = 255
-_MIN_LIFE_S, _MAX_LIFE_S = 3600, 30 * 86_400
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -156,6 +156,6 @@ def _life_s(fields: dict[str, str]) -> int | None:
     if anchor != "created_at":
         raise malformed("expires_after[anchor] must be created_at")
     is_number = seconds is not None and seconds.isascii() and seconds.isdecimal()
-    if not is_number or not _MIN_LIFE_S <= int(str(seconds)[:12]) <= _MAX_LIFE_S:
-        raise malformed(f"expires_after[seconds] must be {_MIN_LIFE_S} to {_MAX_LIFE_S}")
+    if not is_number or not MIN_LIFE_S <= int(str(seconds)[:12]) <= MAX_LIFE_S:
+        raise malformed(f"expires_after[seconds] must be {MIN_LIFE_S} to {MAX_LIFE_S}")
     return int(str(seconds))

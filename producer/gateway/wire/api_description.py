@@ -10,6 +10,7 @@ from tokenbus.engine.chat.requests.bounds import (
     MAX_STOPS,
     NUMBERS,
 )
+from tokenbus.producer.stored.file_record import MAX_LIFE_S, MIN_LIFE_S
 
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -165,6 +166,14 @@ BATCH_BODY = _body(
         "endpoint": {"type": "string"},
         "completion_window": {"type": "string"},
         "metadata": _COMMON["metadata"],
+        "output_expires_after": {
+            "type": "object",
+            "required": ["anchor", "seconds"],
+            "properties": {
+                "anchor": {"type": "string", "enum": ["created_at"]},
+                "seconds": {"type": "integer", "minimum": MIN_LIFE_S, "maximum": MAX_LIFE_S},
+            },
+        },
         "callback_url": {"type": "string"},
     },
 )

@@ -32,15 +32,16 @@ def joined(told: Told) -> dict[int, str]:
     return texts
 
 
-async def test_answer_has_the_text_of_the_job(null_door: Door) -> None:
-    """An answer at once has text, reason and usage in OpenAI's shape."""
-    told = await null_door.post(PATH, {"prompt": "hi", "max_tokens": 5, "seed": 7})
+@pytest.mark.parametrize("seed", [7, -1, -(2**63), 2**63 - 1])
+async def test_answer_has_the_text_of_the_job(null_door: Door, seed: int) -> None:
+    """An answer at once has text, reason and usage in OpenAI's shape, whatever its seed."""
+    told = await null_door.post(PATH, {"prompt": "hi", "max_tokens": 5, "seed": seed})
     body = told.json
     assert told.status == 200
     assert body["object"] == "text_completion"
     assert body["id"] == f"cmpl-{told.headers['X-Tokenbus-Job-Id']}"
     [choice] = body["choices"]
-    assert (choice["text"], choice["finish_reason"]) == (expected_text(7, 5), "length")
+    assert (choice["text"], choice["finish_reason"]) == (expected_text(seed, 5), "length")
     usage = body["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (2, 5, 7)
 

@@ -162,15 +162,20 @@ async def test_form_that_is_none_is_refused(raw: bytes) -> None:
 async def test_batch_runs_from_file_to_file(file_door: Door, module_pool: str) -> None:
     """Made, listed, ended, its answers read by its owner alone; chats and responses run as well."""
     lines = [completion_line(number, model=module_pool) for number in range(3)]
-    rows = "\n".join(map(json.dumps, lines)).encode()
-    _, file = await upload(file_door, rows)
+    # As editors of other systems write it: a mark at its beginning, lines that end in two.
+    rows = "\ufeff" + "\r\n\r\n".join(map(json.dumps, lines))
+    _, file = await upload(file_door, rows.encode())
     asked = {
         "input_file_id": file["id"],
         "endpoint": "/v1/completions",
         "completion_window": "24h",
         "metadata": {"shop": "7"},
+        "output_expires_after": {"anchor": "created_at", "seconds": 7200},
+        "plan": "b",
     }
-    made = (await file_door.post("/v1/batches", asked, KEYS[0])).json
+    created = await file_door.post("/v1/batches", asked, KEYS[0])
+    assert created.headers["X-Tokenbus-Ignored-Fields"] == "plan"
+    made = created.json
     assert (made["object"], made["status"]) == ("batch", "validating")
     assert made["metadata"] == {"shop": "7"}
     path = f"/v1/batches/{made['id']}"
@@ -186,6 +191,8 @@ async def test_batch_runs_from_file_to_file(file_door: Door, module_pool: str) -
     assert (await file_door.get("/v1/batches", KEYS[0])).json["data"][0] == ended
     content = f"/v1/files/{ended['output_file_id']}/content"
     read = await file_door.get(content, KEYS[0])
+    told = (await file_door.get(content.removesuffix("/content"), KEYS[0])).json
+    assert told["expires_at"] - told["created_at"] == 7200
     rows_out = [json.loads(row) for row in read.text.splitlines()]
     assert {row["custom_id"] for row in rows_out} == {line["custom_id"] for line in lines}
     for method, where in (("GET", path), ("POST", f"{path}/cancel"), ("GET", content)):
@@ -206,6 +213,11 @@ async def test_batch_runs_from_file_to_file(file_door: Door, module_pool: str) -
         ({"metadata": {"a": 1}}, "metadata"),
         ({"callback_url": "ftp://x"}, "callback_url"),
         ({"callback_url": 3}, "callback_url"),
+        ({"output_expires_after": {"seconds": 7200}}, "output_expires_after.anchor"),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 1}},
+            "output_expires_after.seconds",
+        ),
     ],
     ids=str,
 )

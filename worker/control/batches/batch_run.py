@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from tokenbus.producer.stored.file_record import FileRecord
     from tokenbus.worker.control.batches.batch_tools import BatchTools
 
-# As long as a batch that has ended can be looked at.
-OUTPUT_LIVES_S = 30 * 86_400
 _RUNNING = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
 
 
@@ -103,7 +101,7 @@ class BatchRun:
                     file_of_batch(self._batch_id, kind),
                     joined_parts(tools.files.contents, names),
                     filename=f"{self._batch_id}_{kind}.jsonl",
-                    lives_s=OUTPUT_LIVES_S,
+                    lives_s=record.output_lives_s,
                 )
                 written[f"{kind}_file_id"] = file.id
         ends_as = BatchStatus(state.ends_as)
