@@ -51,6 +51,8 @@ def _at_most(told: dict[str, Any], name: str, unit: str = "") -> str:
 
 def _shown(value: float) -> str:
     """Return a number; those of 31 bits and more as a power."""
+    if value <= -(2**31):
+        return f"-2^{int(-value).bit_length() - 1}"
     if value >= 2**31 - 1:
         return f"2^{int(value + 1).bit_length() - 1} - 1"
     return f"{int(value):,}" if value == int(value) else f"{value:g}"
