@@ -157,6 +157,10 @@ class CallFormat:
         pieces.append(("section_close", self.section_close))
         return [piece for piece in pieces if piece[1]]
 
+    def id_of(self, name: str, number: int) -> str:
+        """Return the id of a call in a family that keeps it (`keeps_id`)."""
+        return f"{self.name_prefix}{name}{self.index_open}{number}"
+
     def head(self, name: str) -> str:
         """Write what stands before the arguments of a single call, of a format that has them last.
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.patterns.pattern_tree import PatternRefused
 from tokenbus.engine.grammar.schema.node import Claim, Claims, Node, all_of, contradict
 from tokenbus.engine.grammar.schema.refusal import refusal
@@ -76,6 +78,8 @@ class Objects:
 
     def _keys(self, case: SchemaCase) -> _Keys:
         keys = _Keys()
+        if case.names and self._takes_every_name(case):
+            case = replace(case, names=())
         names = dict.fromkeys(key for fields in case.fields for key in fields.properties)
         names |= dict.fromkeys(case.required) | dict.fromkeys(sorted(case.absent))
         for key in names:
@@ -94,6 +98,14 @@ class Objects:
         if not self._add_named(keys, case, bool(patterns)):
             self._add_cells(keys, case, list(patterns))
         return keys
+
+    def _takes_every_name(self, case: SchemaCase) -> bool:
+        """Tell whether `propertyNames` says nothing, as in what zod writes for a record."""
+        every = self._writer.texts.languages
+        try:
+            return self._writer.texts.automaton(every.negated(self._names(case))).is_empty
+        except (PatternRefused, GrammarRejected):
+            return False
 
     def _add_named(self, keys: _Keys, case: SchemaCase, has_patterns: bool) -> bool:
         """Add the keys that `propertyNames` lists, or its one pattern; tell whether that is all."""

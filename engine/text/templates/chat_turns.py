@@ -145,8 +145,7 @@ class ChatTurns:
         if self._traits.has_short_ids and len(given) != NINE:
             return {**call, "id": hashlib.sha256(f"{given} {number}".encode()).hexdigest()[:NINE]}
         if written is not None and written.keeps_id:
-            name = call["function"]["name"]
-            return {**call, "id": f"{written.name_prefix}{name}{written.index_open}{number}"}
+            return {**call, "id": written.id_of(call["function"]["name"], number)}
         return dict(call)
 
     def _with_rules(self, turns: Sequence[dict[str, Any]], note: str) -> list[dict[str, Any]]:

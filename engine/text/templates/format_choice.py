@@ -25,6 +25,7 @@ from tokenbus.engine.text.templates.template_traits import (
     ANSWER,
     ARGUMENTS,
     RESULT,
+    TOOL,
     USER,
     HistoryShape,
     TemplateTraits,
@@ -119,14 +120,15 @@ class FormatChooser:
 
         Its grammar lets that call through as well: a reader takes more than models write.
         """
-        calls = self._calls(1)
         found: str | None = None
         for name in names:
             if name == NONE:
                 continue
             chosen = _paired(name, thoughts)
             assert chosen.calls is not None
-            answer, is_inside = self._rendered.answer([shape.turn(calls)], self._results(1), chosen)
+            calls = self._calls(1, chosen.calls)
+            results = list(map(result_of, calls))
+            answer, is_inside = self._rendered.answer([shape.turn(calls)], results, chosen)
             if not self._may_be_read(chosen.calls, answer):
                 continue
             if not is_read(chosen, answer, is_inside, calls):
@@ -164,8 +166,8 @@ class FormatChooser:
             return None
         told = []
         for num_calls in range(1, most + 1):
-            calls = self._calls(num_calls)
-            results = self._results(num_calls)
+            calls = self._calls(num_calls, chosen.calls)
+            results = list(map(result_of, calls))
             told.append((calls, self._rendered.answer([shape.turn(calls)], results, chosen)[0]))
         return respelled(chosen.calls, told)
 
@@ -176,11 +178,10 @@ class FormatChooser:
         shape = self._traits.shapes[0]
         name = self._traits.tools_name
         two, both = (
-            rendered(self._template, [USER, turn, *self._results(num_calls)], name)
-            for num_calls, turn in (
-                (2, shape.turn(self._calls(2))),
-                (1, shape.turn(self._calls(1), ANSWER)),
+            rendered(
+                self._template, [USER, shape.turn(calls, content), *map(result_of, calls)], name
             )
+            for calls, content in ((self._calls(2), ""), (self._calls(1), ANSWER))
         )
         first, last = (str(arguments["probe_word"]) for arguments in ARGUMENTS)
         return FormatChoice(
@@ -218,9 +219,9 @@ class FormatChooser:
         self, chosen: ChatFormat, shape: HistoryShape, num_calls: int = 1, content: str = ""
     ) -> bool:
         """Tell whether the format reads the calls that the template renders."""
-        calls = self._calls(num_calls)
-        turn = shape.turn(calls, content)
-        answer, is_inside = self._rendered.answer([turn], self._results(num_calls), chosen)
+        calls = self._calls(num_calls, chosen.calls)
+        turn, results = shape.turn(calls, content), list(map(result_of, calls))
+        answer, is_inside = self._rendered.answer([turn], results, chosen)
         return is_read(chosen, answer, is_inside, calls, content)
 
     def _keeps_later_text(self, shape: HistoryShape) -> bool:
@@ -238,11 +239,14 @@ class FormatChooser:
         turns += [result_of(call), *([] if shape else [words])]
         return RESULT in rendered(self._template, [USER, *turns], self._traits.tools_name)
 
-    def _calls(self, num_calls: int) -> list[dict[str, object]]:
-        return probe_calls(num_calls, short=self._traits.has_short_ids)
-
-    def _results(self, num_calls: int) -> list[dict[str, object]]:
-        return [result_of(call) for call in self._calls(num_calls)]
+    def _calls(
+        self, num_calls: int, written: CallFormat | None = None
+    ) -> list[dict[str, object]]:
+        """Return made-up calls, with the ids that a format gives its own."""
+        calls = probe_calls(num_calls, short=self._traits.has_short_ids)
+        if written is None or not written.keeps_id:
+            return calls
+        return [{**call, "id": written.id_of(TOOL, idx)} for idx, call in enumerate(calls)]
 
     def _shown(self) -> str | None:
         """Return the one call format that the template shows beside the tools, None if none is."""

@@ -147,6 +147,11 @@ CASES: dict[str, Case] = {
         [{"max-results": 1, "from": "x"}, {"naïve": 2}],
         [{"maxresults": 1}],
     ),
+    "a record, as zod writes one": (
+        closed(r={"type": "object", "propertyNames": TEXT, "additionalProperties": NUMBER}),
+        [{"r": {}}, {"r": {"a-1": 1, "b": 2}}],
+        [{"r": {"a": "1"}}],
+    ),
     "a pair": (
         closed(p={"type": "array", "prefixItems": [NUMBER, TEXT], "items": False, "minItems": 2}),
         [{"p": [1, "a"]}],

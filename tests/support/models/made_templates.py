@@ -250,6 +250,15 @@ KNOWN = {
         template_of(each(f"<|action_start|><|plugin|>\n{_JSON}<|action_end|>")),
         "internlm-2/none",
     ),
+    "the id of a call in place of its name, as Kimi K2.5": (
+        template_of(
+            "<|tool_calls_section_begin|>"
+            + "{% for c in m.tool_calls %}<|tool_call_begin|>{{ c.id }}"
+            + "<|tool_call_argument_begin|>{{ c.function.arguments | tojson }}<|tool_call_end|>"
+            + "{% endfor %}<|tool_calls_section_end|>"
+        ),
+        "kimi-k2/none",
+    ),
     "white space between the lines of a template": (
         template_of(
             each(f"<tool_call>\n{_JSON}\n</tool_call>"),
