@@ -116,14 +116,13 @@ def test_group_is_let_go_of_before_its_folder(
 ) -> None:
     """Threads of NCCL look into the folder to the last; it is gone behind them."""
     seen: list[bool] = []
-    logits = follow_in_threads(monkeypatch)
+    follow_in_threads(monkeypatch)
+    monkeypatch.setattr(GlooGroup, "close", lambda _: seen.append(folder.is_dir()))
     engines = [engine(saved(tmp_path, "qwen3"), 2)]
     folder = Path(engines[0]._runner.group._folder)
-    monkeypatch.setattr(GlooGroup, "close", lambda _: seen.append(folder.is_dir()))
     end(engines.pop())
     assert seen == [True]
     assert not folder.exists()
-    assert not logits
 
 
 @pytest.mark.slow
