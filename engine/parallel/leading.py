@@ -86,6 +86,7 @@ class LeadingGroup(RankGroup):
         self._hear("here")
         self.collective = join(device, self._folder, self._board, self._watch.cause)
         self._begun.callback(self.collective.close)
+        self._begun.callback(self._watch.stop)
         tell(self._size, device)
 
     def loaded(self) -> None:
@@ -129,7 +130,6 @@ class LeadingGroup(RankGroup):
 
     def close(self) -> None:
         """End the followers."""
-        self._watch.stop()
         self._end()
 
     @contextmanager
