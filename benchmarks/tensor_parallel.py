@@ -64,7 +64,8 @@ def compare(model: str, num_ranks: int, dtype: str) -> int:
     asked = SamplingParams(temperature=0.0, max_tokens=_NUM_TOKENS, ignore_eos=True, logprobs=2)
     found = []
     for size in (1, num_ranks):
-        llm = LLM(model, dtype=dtype, tensor_parallel=size)
+        # Room for these prompts alone: the engine before may not have given its own back.
+        llm = LLM(model, dtype=dtype, tensor_parallel=size, num_pages=64, max_num_seqs=8)
         outputs = llm.generate(prompts, asked, progress=False)
         found.append([(list(output.token_ids), output.logprobs) for output in outputs])
         llm.close()

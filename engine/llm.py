@@ -144,7 +144,7 @@ class LLM:
         return self.engine.stats()
 
     def close(self) -> None:
-        """Stop helper threads."""
+        """Stop helper threads, and end the other ranks; the end of the process does so, too."""
         self.engine.close()
 
     def _render(

@@ -121,10 +121,6 @@ class DraftGraphs:
         self._captured(shape)()
         return self._hidden[: shape.num_rows], sum(chunk.num_tokens for chunk in chunks)
 
-    def close(self) -> None:
-        """Let go of all graphs."""
-        self._passes.clear()
-
     def _captured(self, shape: DraftShape) -> Callable[[], None]:
         if shape not in self._passes:
             self._passes[shape] = self._capture(lambda: self._compute(shape))

@@ -146,14 +146,6 @@ class GraphRunner(Runner):
         self._tables = torch.zeros_like(rows.block_table[: self._buckets[-1]])
         self._borders = torch.arange(self._buckets[-1] + 1, dtype=torch.int32, device=rows.device)
 
-    def close(self) -> None:
-        """Let go of the graphs, for which NCCL would wait, and end the other ranks."""
-        self._graphs.clear()
-        self._prompts.close()
-        if self._drafts is not None:
-            self._drafts.close()
-        super().close()
-
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Capture the graphs of plain, filtered and ruled draws, largest batch first.
 
@@ -294,7 +286,7 @@ class GraphRunner(Runner):
             self._decode_step(size, plan)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        graph = self.group.collective.new_graph()
         captured = torch.cuda.graph(graph, pool=self._memory_pool, stream=self._capture_stream)
         with torch.inference_mode(), captured:
             sampled = self._decode_step(size, plan)
@@ -321,7 +313,7 @@ class GraphRunner(Runner):
 
         All kernels are compiled; what libraries load for a new size, they may load meanwhile.
         """
-        graph = torch.cuda.CUDAGraph()
+        graph = self.group.collective.new_graph()
         with torch.cuda.stream(self._capture_stream):
             graph.capture_begin(pool=self._memory_pool, capture_error_mode="relaxed")
             try:

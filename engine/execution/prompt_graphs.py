@@ -185,10 +185,6 @@ class PromptGraphs:
         self._captured(shape)()
         return self._hidden[: shape.num_tokens + shape.num_rows], shape.num_tokens
 
-    def close(self) -> None:
-        """Let go of all graphs."""
-        self._passes.clear()
-
     def _sizes(self) -> list[tuple[int, int]]:
         """Return tokens and rows of every graph that pays."""
         sizes = ((tokens, rows) for tokens in self._token_buckets for rows in self._row_buckets)

@@ -6,10 +6,10 @@ rows, and all ranks hold the same bits of them, so that all of them would draw t
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from datetime import timedelta
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +61,10 @@ class Collective(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go of the group, whatever the other ranks do."""
+
+    def new_graph(self) -> torch.cuda.CUDAGraph:
+        """Return an empty graph for steps that call collectives; `close` empties it again."""
+        return torch.cuda.CUDAGraph()
 
     def smallest(self, value: int, device: torch.device) -> int:
         """Return the least of all ranks' numbers."""
@@ -148,15 +152,36 @@ class GlooGroup(ProcessGroup):
 class NcclGroup(ProcessGroup):
     """A GPU per rank; each element is summed once and handed to all, so that all hold its bits."""
 
+    def __init__(
+        self, group: Any, board: RankBoard, cause: Callable[[Exception], Exception]
+    ) -> None:
+        super().__init__(group, board, cause)
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._is_over = Event()
+        # It stands ready: an interpreter that ends starts no thread.
+        self._end = Thread(target=self._let_go, name="end of ranks", daemon=True)
+        self._end.start()
+
     def close(self) -> None:
         """Let go of the group: its threads would wait for the other ranks at the process's end.
 
-        NCCL waits until the graphs that hold its launches are gone. One that somebody else still
-        has is not waited for.
+        What the device still runs may wait for a rank that is lost: that is left to the end of the
+        process.
         """
-        letting_go = threading.Thread(target=self._group.abort, daemon=True)
-        letting_go.start()
-        letting_go.join(_ABORT_S)
+        self._is_over.set()
+        self._end.join(_ABORT_S)
+
+    def new_graph(self) -> torch.cuda.CUDAGraph:
+        """Return an empty graph for steps that call collectives; `close` empties it again."""
+        self._graphs.append(super().new_graph())
+        return self._graphs[-1]
+
+    def _let_go(self) -> None:
+        self._is_over.wait()
+        # NCCL waits until no graph holds its launches.
+        for graph in self._graphs:
+            graph.reset()
+        self._group.abort()
 
     def all_reduce(self, part: Tensor) -> Tensor:
         """Return the sum of all ranks' parts, in place."""

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import weakref
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,12 @@ class LeadingGroup(RankGroup):
         self._folder = tempfile.mkdtemp(prefix="tokenbus-ranks-")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
+        # What was begun, which is ended in reverse: NCCL's monitor looks into the folder to the
+        # last, and waits for it where it is gone.
+        self._begun = ExitStack()
+        self._begun.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        self._begun.callback(_end, self._processes, self._sockets)
+        self._end = weakref.finalize(self, self._begun.close)
         memory = open_memory()
         try:
             self._board = RankBoard(memory, 0, self._size)
@@ -67,7 +73,6 @@ class LeadingGroup(RankGroup):
         self._watch = RankWatch(self._board, self._processes, self._sockets)
         self._book = OrderBook()
         self._longest_s = SILENT_S
-        self._end = weakref.finalize(self, _end, self._processes, self._sockets, self._folder)
         for rank, sock in enumerate(self._sockets, 1):
             send_message(sock, [rank, self._folder, torch.initial_seed(), asdict(config)])
 
@@ -80,6 +85,8 @@ class LeadingGroup(RankGroup):
         """Wait until all followers are there, and join them. Raises: what one of them failed of."""
         self._hear("here")
         self.collective = join(device, self._folder, self._board, self._watch.cause)
+        self._begun.callback(self.collective.close)
+        self._begun.callback(self._watch.stop)
         tell(self._size, device)
 
     def loaded(self) -> None:
@@ -123,10 +130,7 @@ class LeadingGroup(RankGroup):
 
     def close(self) -> None:
         """End the followers."""
-        self._watch.stop()
-        if self._end.alive:
-            self._end()
-            self.collective.close()
+        self._end()
 
     @contextmanager
     def _telling(self, order: bytes) -> Iterator[None]:
@@ -210,9 +214,7 @@ def _error_of(rank: int, kind: str, message: str) -> EngineError:
     return EngineError(f"rank {rank}: {kind}: {message}")
 
 
-def _end(
-    processes: list[subprocess.Popen[bytes]], sockets: list[socket.socket], folder: str
-) -> None:
+def _end(processes: list[subprocess.Popen[bytes]], sockets: list[socket.socket]) -> None:
     """Hang up on followers, and kill those that do not end by that."""
     for sock in sockets:
         sock.close()
@@ -222,4 +224,3 @@ def _end(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ import select
 import subprocess
 import time
 from signal import Signals
-from threading import Event, Lock, Thread
+from threading import Event, Lock, Thread, current_thread
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.child_process import receive_message
@@ -72,7 +72,8 @@ class RankWatch:
     def stop(self) -> None:
         """Look no more: what ends now ends in order."""
         self._is_over.set()
-        if self._thread.is_alive():
+        # A group may be collected as garbage in any thread, this one too.
+        if self._thread.is_alive() and self._thread is not current_thread():
             self._thread.join()
 
     def check(self) -> None:

@@ -1,0 +1,136 @@
+"""The end of a group: it is let go of before what it needs, whoever still holds it."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from models.engine_of_ranks import engine, saved
+from models.rank_threads import follow_in_threads
+from patience import PATIENCE_S
+
+from tokenbus.engine.parallel.board import RankBoard, open_memory
+from tokenbus.engine.parallel.collective import GlooGroup, NcclGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenbus.engine.engine import Engine
+
+# Builds an engine of two ranks in a process of its own, and ends without a word to it.
+_SCRIPT = """
+import sys
+from tokenbus.engine.llm import LLM
+from tokenbus.engine.parallel.collective import GlooGroup
+GlooGroup.close = lambda group: print("let go", flush=True)
+llm = LLM(sys.argv[1], dtype="float32", device="cpu", num_pages=80, tensor_parallel=2)
+print(llm.engine._runner.group._folder, flush=True)
+"""
+
+
+class _Graph:
+    """A graph that holds launches."""
+
+    def __init__(self, held: set[object]) -> None:
+        self._held = held
+        held.add(self)
+
+    def reset(self) -> None:
+        """Hold none."""
+        self._held.discard(self)
+
+
+class _Nccl:
+    """A process group that waits at its end for graphs, as NCCL does."""
+
+    def __init__(self) -> None:
+        self.held: set[object] = set()
+        self.is_stuck, self.goes_on = False, Event()
+
+    def abort(self) -> None:
+        """End, once no graph holds a launch."""
+        if self.held or self.is_stuck:
+            self.goes_on.wait()
+
+
+@pytest.fixture
+def nccl(monkeypatch: pytest.MonkeyPatch) -> _Nccl:
+    """Take graphs of `held` for those of CUDA."""
+    made = _Nccl()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _Graph(made.held))
+    return made
+
+
+def group_of(nccl: Any) -> NcclGroup:
+    """Return rank 0 of a group of two."""
+
+    def cause(error: Exception) -> Exception:
+        return error
+
+    return NcclGroup(nccl, RankBoard(open_memory(), 0, 2), cause)
+
+
+def test_nccl_is_let_go_of_once_no_graph_holds_it(nccl: _Nccl) -> None:
+    """A closed group has ended, though its runner still has the graphs."""
+    group = group_of(nccl)
+    graphs = [group.new_graph() for _ in range(3)]
+    assert len(nccl.held) == 3
+    group.close()
+    assert not group._end.is_alive()
+    assert len(graphs) == 3
+
+
+def test_device_that_does_not_end_is_not_waited_for(
+    nccl: _Nccl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end that never comes holds nobody up for long."""
+    monkeypatch.setattr("tokenbus.engine.parallel.collective._ABORT_S", 0.01)
+    group, nccl.is_stuck = group_of(nccl), True
+    group.close()
+    assert group._end.is_alive()
+    nccl.goes_on.set()
+    group._end.join(PATIENCE_S)
+
+
+def closed(built: Engine) -> None:
+    """Close an engine."""
+    built.close()
+    built.close()
+
+
+def dropped(built: Engine) -> None:
+    """Forget an engine."""
+    del built
+    gc.collect()
+
+
+@pytest.mark.parametrize("end", [closed, dropped])
+def test_group_is_let_go_of_before_its_folder(
+    end: Callable[[Engine], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads of NCCL look into the folder to the last; it is gone behind them."""
+    seen: list[bool] = []
+    follow_in_threads(monkeypatch)
+    monkeypatch.setattr(GlooGroup, "close", lambda _: seen.append(folder.is_dir()))
+    engines = [engine(saved(tmp_path, "qwen3"), 2)]
+    folder = Path(engines[0]._runner.group._folder)
+    end(engines.pop())
+    assert seen == [True]
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_script_that_closes_nothing_lets_go_of_its_ranks(tmp_path: Path) -> None:
+    """Its end lets go of the group and leaves no folder."""
+    command = [sys.executable, "-P", "-c", _SCRIPT, saved(tmp_path, "qwen3")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    folder, told = ended.stdout.splitlines()
+    assert told == "let go"
+    assert not Path(folder).exists()
