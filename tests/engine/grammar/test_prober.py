@@ -160,12 +160,18 @@ def test_grammar_without_end_is_ended_and_the_next_one_passes(link: ProberLink) 
 
 
 def test_prober_outlives_a_trial_that_takes_too_long(link: ProberLink) -> None:
-    """One that gets no processor is ended after its wall time, and its end is waited for."""
+    """One that is not quick yields to others; past its wall time it is ended and waited for."""
     prober = Prober([], link._vocabulary.build(), LIMITS)
     with subprocess.Popen([sys.executable, "-P", "-c", "input()"], stdin=subprocess.PIPE) as trial:
         ours, theirs = socket.socketpair()
-        prober._children[0] = _Child(ours, trial.pid, 0, time.monotonic())
-        prober._give_up()
+        begins = time.monotonic()
+        child = prober._children[0] = _Child(ours, trial.pid, 0, begins, begins + PATIENCE_S)
+        before = os.getpriority(os.PRIO_PROCESS, trial.pid)
+        prober._look_after_slow_ones()
+        assert os.getpriority(os.PRIO_PROCESS, trial.pid) > before
+        assert trial.poll() is None
+        child.gives_up_at = begins
+        prober._look_after_slow_ones()
         prober._selector.register(theirs, selectors.EVENT_WRITE)
         assert prober._patience_s() is None
         assert prober._selector.select(prober._patience_s())
