@@ -11,8 +11,8 @@ from llguidance import LLParserLimits
 # compiles within the default time took 40 MiB.
 TRIAL_MEMORY_BYTES = 1 << 30
 # Wall time of a trial per second of its processor time, and what is added, in seconds: a machine
-# with many times more to do than cores is not the grammar's fault.
-_WALL_PER_CPU, _WALL_EXTRA_S = 8.0, 5.0
+# with many times more to do than cores is not the grammar's fault, and a long trial yields to it.
+_WALL_PER_CPU, _WALL_EXTRA_S = 16.0, 5.0
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,15 @@
 It runs as `python -m tokenbus.engine.grammar.prober PARENT_PID FILE FD…`. FILE is the descriptor of
 a file with vocabulary and limits, each FD that of a socket on which one trial at a time is asked
 for. The process itself only forks: it loads the vocabulary once
-and never touches a grammar, so that none can harm the next. It ends when its sockets close or its
-parent does; its children end with it.
+and never touches a grammar, so that none can harm the next. A trial that takes long goes on with
+what processor time others leave. The process ends when its sockets close or its parent does; its
+children end with it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import signal
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 _READ_BYTES = 1 << 16
+# Most trials need 10 to 50 ms. What has taken longer than _QUICK_S yields to the engine's step, its
+# worker and the short trials of others: at this niceness a tenth of a core on which these compute.
+_QUICK_S, _YIELDING_NICENESS = 0.1, 10
 
 
 @dataclass(slots=True)
@@ -48,9 +53,18 @@ class _Child:
     asker: socket.socket
     pid: int
     pipe: int
+    yields_at: float
     gives_up_at: float
     said: bytearray = field(default_factory=bytearray)
+    yields: bool = False
     timed_out: bool = False
+
+    @property
+    def due_at(self) -> float:
+        """When it is looked after next, unless it ends before."""
+        if self.timed_out:
+            return math.inf
+        return self.gives_up_at if self.yields else self.yields_at
 
 
 class Prober:
@@ -76,7 +90,7 @@ class Prober:
                         self._begin(key.fileobj)
                     else:
                         self._listen(self._children[key.fd])
-                self._give_up()
+                self._look_after_slow_ones()
         except ConnectionError:
             return
         finally:
@@ -84,8 +98,8 @@ class Prober:
                 os.kill(child.pid, signal.SIGKILL)
 
     def _patience_s(self) -> float | None:
-        running = [c.gives_up_at for c in self._children.values() if not c.timed_out]
-        return max(0.0, min(running) - time.monotonic()) if running else None
+        due_at = min((child.due_at for child in self._children.values()), default=math.inf)
+        return None if due_at == math.inf else max(0.0, due_at - time.monotonic())
 
     def _begin(self, asker: socket.socket) -> None:
         kind, *parts = receive_message(asker)
@@ -103,8 +117,9 @@ class Prober:
             spec = GrammarSpec(GrammarKind(kind), *parts)
             _try_in_child(spec, self._tokenizer, self._limits, writing, own_pid)
         os.close(writing)
-        gives_up_at = time.monotonic() + self._limits.wall_s
-        self._children[reading] = _Child(asker, pid, reading, gives_up_at)
+        now = time.monotonic()
+        child = _Child(asker, pid, reading, now + _QUICK_S, now + self._limits.wall_s)
+        self._children[reading] = child
         self._selector.register(reading, selectors.EVENT_READ)
 
     def _listen(self, child: _Child) -> None:
@@ -134,12 +149,18 @@ class Prober:
             reason = f"{doing} ended its process ({number})"
         return TrialVerdict(reason, is_lasting=number == -signal.SIGPROF)
 
-    def _give_up(self) -> None:
+    def _look_after_slow_ones(self) -> None:
+        """Lower the priority of trials that are not quick, and end those past their wall time."""
         now = time.monotonic()
         for child in self._children.values():
-            if now >= child.gives_up_at and not child.timed_out:
+            if now < child.due_at:
+                continue
+            if child.yields:
                 child.timed_out = True
                 os.kill(child.pid, signal.SIGKILL)
+            else:
+                child.yields = True
+                os.setpriority(os.PRIO_PROCESS, child.pid, _YIELDING_NICENESS)
 
 
 def _fork_with_pipe() -> tuple[int, int, int]:

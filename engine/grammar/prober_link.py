@@ -10,7 +10,7 @@ import sys
 import tempfile
 from dataclasses import asdict, astuple
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.child_process import receive_message, send_message
 from tokenbus.engine.errors import EngineError
@@ -32,6 +32,29 @@ class ProberLost(EngineError):
     """The prober process ends as often as it is started."""
 
 
+class _Lane:
+    """A socket on which one trial at a time is asked for.
+
+    It is not closed under who waits on it: the next socket has its number, and a thread that was
+    about to wait on this one would wait on that one, for an answer to what it has not asked there.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._turn = Lock()
+
+    def ask(self, message: Any) -> Any:
+        """Send a message and return the answer. Raises: OSError, ValueError."""
+        with self._turn:
+            send_message(self._sock, message)
+            return receive_message(self._sock)
+
+    def close(self) -> None:
+        """Close the socket; whoever waits for its other end has heard that this is gone."""
+        with self._turn:
+            self._sock.close()
+
+
 class ProberLink:
     """Asks for trials, one at a time in each of `num_lanes` lanes, a thread per lane."""
 
@@ -43,7 +66,7 @@ class ProberLink:
         self._num_lanes = num_lanes
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._lanes: list[socket.socket] = []
+        self._lanes: list[_Lane] = []
         self._is_closed = False
 
     def start(self) -> None:
@@ -60,8 +83,7 @@ class ProberLink:
             if process is None:
                 break
             try:
-                send_message(lanes[lane], (spec.kind.value, *astuple(spec)[1:]))
-                return TrialVerdict(**receive_message(lanes[lane]))
+                return TrialVerdict(**lanes[lane].ask((spec.kind.value, *astuple(spec)[1:])))
             except (OSError, ValueError):
                 self._discard(process)
         raise ProberLost("the process in which grammars are tried does not live")
@@ -74,7 +96,7 @@ class ProberLink:
         if process is not None:
             self._discard(process)
 
-    def _running(self) -> tuple[subprocess.Popen[bytes] | None, list[socket.socket]]:
+    def _running(self) -> tuple[subprocess.Popen[bytes] | None, list[_Lane]]:
         """Return the process and its lanes, started unless it runs; None once this is closed.
 
         Both in one step: another lane may find the process dead and discard it at any moment.
@@ -102,7 +124,7 @@ class ProberLink:
         for ours, their_end in pairs:
             their_end.close()
             ours.settimeout(self._limits.wall_s + _START_S)
-            self._lanes.append(ours)
+            self._lanes.append(_Lane(ours))
 
     def _discard(self, process: subprocess.Popen[bytes]) -> None:
         """End a process, unless another thread has replaced it already."""

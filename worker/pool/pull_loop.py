@@ -151,6 +151,9 @@ class PullLoop:
         self._suspects.pulled(len(jobs))
         if jobs:
             tasks.create_task(self._arrivals.bring_in(jobs))
+            if len(jobs) < budget.max_jobs:
+                # Hardly more waits: these are given to the engine before the next call is packed.
+                await asyncio.sleep(0)
         if pulled.endings:
             tasks.create_task(self._refusals.end(pulled.endings, asked_at))
         if pulled.status in NORMAL:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -10,22 +11,27 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from patience import PATIENCE_S
 
+from tokenbus.engine.child_process import receive_message
 from tokenbus.engine.grammar.limits import GrammarLimits
 from tokenbus.engine.grammar.prober import Prober, _Child
-from tokenbus.engine.grammar.prober_link import ProberLink
+from tokenbus.engine.grammar.prober_link import ProberLink, _Lane
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.grammar.watched_answer import WatchedAnswer
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import PreTrainedTokenizerFast
 
@@ -160,12 +166,18 @@ def test_grammar_without_end_is_ended_and_the_next_one_passes(link: ProberLink) 
 
 
 def test_prober_outlives_a_trial_that_takes_too_long(link: ProberLink) -> None:
-    """One that gets no processor is ended after its wall time, and its end is waited for."""
+    """One that is not quick yields to others; past its wall time it is ended and waited for."""
     prober = Prober([], link._vocabulary.build(), LIMITS)
     with subprocess.Popen([sys.executable, "-P", "-c", "input()"], stdin=subprocess.PIPE) as trial:
         ours, theirs = socket.socketpair()
-        prober._children[0] = _Child(ours, trial.pid, 0, time.monotonic())
-        prober._give_up()
+        begins = time.monotonic()
+        child = prober._children[0] = _Child(ours, trial.pid, 0, begins, begins + PATIENCE_S)
+        before = os.getpriority(os.PRIO_PROCESS, trial.pid)
+        prober._look_after_slow_ones()
+        assert os.getpriority(os.PRIO_PROCESS, trial.pid) > before
+        assert trial.poll() is None
+        child.gives_up_at = begins
+        prober._look_after_slow_ones()
         prober._selector.register(theirs, selectors.EVENT_WRITE)
         assert prober._patience_s() is None
         assert prober._selector.select(prober._patience_s())
@@ -180,6 +192,84 @@ def test_killed_prober_is_replaced(link: ProberLink) -> None:
     assert link._process is not None
     os.kill(link._process.pid, signal.SIGKILL)
     assert link.try_grammar(GOOD, 1).reason == ""
+
+
+def _pause(link: ProberLink) -> None:
+    """Let the process read nothing, so that no more than a part of what it is sent can go out."""
+    assert link._process is not None
+    os.kill(link._process.pid, signal.SIGSTOP)
+
+
+def _is_half_asked(link: ProberLink) -> bool:
+    """Tell whether both lanes have sent something that nobody has read."""
+    unread = [fcntl.ioctl(lane._sock, termios.TIOCOUTQ, bytes(4)) for lane in link._lanes]
+    return all(int.from_bytes(each, sys.byteorder) for each in unread)
+
+
+def _is_trying(link: ProberLink) -> bool:
+    """Tell whether both lanes have a trial under way."""
+    assert link._process is not None
+    pid = link._process.pid
+    return len(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into other processes by /proc")
+@pytest.mark.parametrize(
+    ("source", "before", "is_reached"),
+    [
+        ('start: "NAME"', None, None),
+        ('start: "NAME"\n' + "// more than a socket holds\n" * 50_000, _pause, _is_half_asked),
+        (ENDLESS.source.replace("start: T", 'start: T "NAME"'), None, _is_trying),
+    ],
+    ids=["starting", "half_asked", "trying"],
+)
+def test_killed_prober_mixes_nothing_up(
+    link: ProberLink,
+    source: str,
+    before: Callable[[ProberLink], None] | None,
+    is_reached: Callable[[ProberLink], bool] | None,
+) -> None:
+    """At whatever it is killed, each lane gets the verdict on its own grammar from the next one."""
+    if is_reached is not None:
+        link.try_grammar(GOOD, 0)
+    link.start()
+    assert link._process is not None
+    process = link._process
+    if before is not None:
+        before(link)
+    sources = [source.replace("NAME", name) for name in ("ada", "bob")]
+    specs = [GrammarSpec(GrammarKind.LARK, each, given_bytes=9) for each in sources]
+    with ThreadPoolExecutor(2) as lanes:
+        verdicts = lanes.map(link.try_grammar, specs, (0, 1))
+        ends_at = time.monotonic() + PATIENCE_S
+        while is_reached is not None and not is_reached(link):
+            assert time.monotonic() < ends_at
+        process.kill()
+        found = list(verdicts)
+    assert link._process is not process
+    if is_reached is _is_trying:
+        assert [verdict.is_lasting for verdict in found] == [True, True]
+        assert all("0.3 s of processor time" in verdict.reason for verdict in found)
+    else:
+        assert [verdict.reason for verdict in found] == ["", ""]
+        assert ["ada" in found[0].grammar, "bob" in found[1].grammar] == [True, True]
+
+
+def test_lane_is_not_closed_under_who_waits_on_it() -> None:
+    """Its descriptor becomes nobody else's before the one who asked has heard of the end."""
+    ours, theirs = socket.socketpair()
+    lane = _Lane(ours)
+    with ThreadPoolExecutor(2) as threads:
+        asked = threads.submit(lane.ask, "what?")
+        assert receive_message(theirs) == "what?"
+        closed = threads.submit(lane.close)
+        with pytest.raises(FutureTimeoutError):
+            closed.result(0.05)
+        assert ours.fileno() != -1
+        theirs.close()
+        assert isinstance(asked.exception(PATIENCE_S), ConnectionError)
+        closed.result(PATIENCE_S)
+    assert ours.fileno() == -1
 
 
 _OWNER = """
