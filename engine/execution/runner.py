@@ -160,12 +160,9 @@ class Runner:
         self.sampling.clear_row(row)
 
     def _regroup(self, seqs: list[Sequence]) -> None:
-        """Find shared runs anew if other sequences decode than in the last step."""
-        if self._sharing is None or self._grouping is None:
-            return
-        runs = self._grouping.update(seqs)
-        if runs is not None:
-            self._sharing.assign_runs(runs)
+        """Let the pass read the runs that these sequences share."""
+        if self._sharing is not None and self._grouping is not None:
+            self._sharing.assign_runs(self._grouping.runs_of(seqs))
 
     def _hidden(self, plan: StepPlan, pending: PendingStep) -> Tensor:
         """Return the hidden states that draws are made from, [S, H]: those of drafts come last."""

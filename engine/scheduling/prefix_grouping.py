@@ -29,7 +29,11 @@ class PrefixSharing(Protocol):
     """An attention backend that can read runs of pages once for several rows."""
 
     def assign_runs(self, runs: Sequence[SharedRun]) -> None:
-        """Read these runs together from the next pass on; rows are those of the decode batch."""
+        """Read these runs together from the next pass on; rows are those of the decode batch.
+
+        Called before every pass, for engines may share a backend: a list that is assigned already
+        costs nothing.
+        """
         ...
 
     @property
@@ -58,18 +62,19 @@ class BatchGrouping:
         self._page_size = page_size
         self._pays = pays
         self._batch: list[DecodingSequence] = []
+        self._runs: list[SharedRun] = []
 
-    def update(self, batch: list[DecodingSequence]) -> list[SharedRun] | None:
-        """Return the runs of this batch, or None if it is that of the last call."""
-        if batch == self._batch:
-            return None
-        self._batch = list(batch)
-        return find_shared_runs(
-            [seq.pages for seq in batch],
-            # The page of the newest token is still written.
-            [(seq.num_computed - 1) // self._page_size for seq in batch],
-            self._pays,
-        )
+    def runs_of(self, batch: list[DecodingSequence]) -> list[SharedRun]:
+        """Return the runs of this batch, the same list as long as the batch is the same."""
+        if batch != self._batch:
+            self._batch = list(batch)
+            self._runs = find_shared_runs(
+                [seq.pages for seq in batch],
+                # The page of the newest token is still written.
+                [(seq.num_computed - 1) // self._page_size for seq in batch],
+                self._pays,
+            )
+        return self._runs
 
 
 def find_shared_runs(
