@@ -54,6 +54,11 @@ class NativeAttention:
         self._runs = runs
 
     @property
+    def splits_answers(self) -> bool:
+        """Rows read pages where they lie; for a chunk all its context is packed anew."""
+        return True
+
+    @property
     def has_runs(self) -> bool:
         """Whether rows of the next decode pass are read together."""
         return bool(self._runs)

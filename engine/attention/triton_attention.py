@@ -119,6 +119,11 @@ class TritonAttention:
                 work.groups.assign(_groups_of(runs))
 
     @property
+    def splits_answers(self) -> bool:
+        """A chunk reads pages where they lie, once for all its tokens."""
+        return False
+
+    @property
     def has_runs(self) -> bool:
         """Whether rows of the next decode pass are read together, which takes another kernel."""
         return any(work.active_groups is not None for work in self._works.values())

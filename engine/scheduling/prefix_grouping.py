@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from tokenbus.engine.scheduling.plan import PrefillChunk
     from tokenbus.engine.scheduling.sequence import Sequence as DecodingSequence
 
 # A tenant's prompt, then a campaign or conversation template under it.
@@ -33,6 +34,14 @@ class PrefixSharing(Protocol):
 
         Called before every pass, for engines may share a backend: a list that is assigned already
         costs nothing.
+        """
+        ...
+
+    @property
+    def splits_answers(self) -> bool:
+        """Whether a few tokens of an answer decode in a pass, in a row each that share its pages.
+
+        A pass then has more decoding rows than there are sequences.
         """
         ...
 
@@ -64,16 +73,24 @@ class BatchGrouping:
         self._batch: list[DecodingSequence] = []
         self._runs: list[SharedRun] = []
 
-    def runs_of(self, batch: list[DecodingSequence]) -> list[SharedRun]:
-        """Return the runs of this batch, the same list as long as the batch is the same."""
-        if batch != self._batch:
-            self._batch = list(batch)
-            self._runs = find_shared_runs(
-                [seq.pages for seq in batch],
-                # The page of the newest token is still written.
-                [(seq.num_computed - 1) // self._page_size for seq in batch],
-                self._pays,
-            )
+    def runs_of(
+        self, seqs: list[DecodingSequence], answers: Sequence[PrefillChunk] = ()
+    ) -> list[SharedRun]:
+        """Return the runs of a batch: a row for each token of `answers`, then one for each of seqs.
+
+        It is the same list as long as there are only these sequences.
+        """
+        if answers:
+            self._batch = []
+        elif seqs == self._batch:
+            return self._runs
+        else:
+            self._batch = list(seqs)
+        rows = [(chunk.seq, chunk.start) for chunk in answers for _ in range(chunk.num_tokens)]
+        rows += ((seq, seq.num_computed - 1) for seq in seqs)
+        # The page of the first token of a pass is still written.
+        num_full = [start // self._page_size for _, start in rows]
+        self._runs = find_shared_runs([seq.pages for seq, _ in rows], num_full, self._pays)
         return self._runs
 
 

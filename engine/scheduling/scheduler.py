@@ -106,6 +106,7 @@ class Scheduler:
         self._plan_prefill(plan)
         if drafts:
             self._plan_drafts(plan, drafts)
+        plan.prefill.sort(key=attrgetter("is_answer"))
         return plan
 
     def complete(self, seq: Sequence, token_ids: TokenIds) -> SequenceEnd | None:

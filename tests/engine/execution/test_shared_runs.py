@@ -35,6 +35,10 @@ class _Recorder:
         self._backend.assign_runs(runs)
 
     @property
+    def splits_answers(self) -> bool:
+        return self._backend.splits_answers
+
+    @property
     def has_runs(self) -> bool:
         return self._backend.has_runs
 
