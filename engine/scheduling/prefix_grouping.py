@@ -70,7 +70,7 @@ class BatchGrouping:
         """Group rows by pages of `page_size` tokens where `pays(rows, pages)` says so."""
         self._page_size = page_size
         self._pays = pays
-        self._batch: list[DecodingSequence] = []
+        self._batch: list[DecodingSequence] | None = None
         self._runs: list[SharedRun] = []
 
     def runs_of(
@@ -80,12 +80,9 @@ class BatchGrouping:
 
         It is the same list as long as there are only these sequences.
         """
-        if answers:
-            self._batch = []
-        elif seqs == self._batch:
+        if not answers and seqs == self._batch:
             return self._runs
-        else:
-            self._batch = list(seqs)
+        self._batch = None if answers else list(seqs)
         rows = [(chunk.seq, chunk.start) for chunk in answers for _ in range(chunk.num_tokens)]
         rows += ((seq, seq.num_computed - 1) for seq in seqs)
         # The page of the first token of a pass is still written.
