@@ -37,7 +37,7 @@ class NativeAttention:
 
     def __init__(self, library: NativeLibrary) -> None:
         self.library = library
-        self._runs: tuple[SharedRun, ...] = ()
+        self._runs: Sequence[SharedRun] = ()
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, ctx: ForwardContext
@@ -51,7 +51,12 @@ class NativeAttention:
 
     def assign_runs(self, runs: Sequence[SharedRun]) -> None:
         """Read these runs once for all their rows, from the next decode pass on."""
-        self._runs = tuple(runs)
+        self._runs = runs
+
+    @property
+    def splits_answers(self) -> bool:
+        """Rows read pages where they lie; for a chunk all its context is packed anew."""
+        return True
 
     @property
     def has_runs(self) -> bool:

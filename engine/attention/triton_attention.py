@@ -46,7 +46,7 @@ class TritonAttention:
         self._grouping = grouping
         self._max_rows = max_rows
         self._works: dict[_Shape, DecodeWork] = {}
-        self._runs: tuple[PrefixGroup, ...] = ()
+        self._runs: Sequence[SharedRun] = ()
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, ctx: ForwardContext
@@ -111,10 +111,17 @@ class TritonAttention:
 
     def assign_runs(self, runs: Sequence[SharedRun]) -> None:
         """Read these runs once for all their rows, from the next decode pass on."""
-        self._runs = tuple(PrefixGroup(run.rows, run.first_page, run.end_page) for run in runs)
+        if runs is self._runs:
+            return
+        self._runs = runs
         for work in self._works.values():
             if work.groups is not None:
-                work.groups.assign(self._runs)
+                work.groups.assign(_groups_of(runs))
+
+    @property
+    def splits_answers(self) -> bool:
+        """A chunk reads pages where they lie, once for all its tokens."""
+        return False
 
     @property
     def has_runs(self) -> bool:
@@ -168,7 +175,7 @@ class TritonAttention:
                 num_processors=num_processors(q.device),
                 min_saved_tokens=self.min_saved_tokens,
             )
-            groups.assign(self._runs)
+            groups.assign(_groups_of(self._runs))
         return DecodeWork(
             max_rows=self._max_rows,
             max_pages=ctx.kv.num_pages,
@@ -193,6 +200,10 @@ def _write(
     # Torch moves bytes, whatever they stand for.
     pages.view(torch.uint8)[place] = rows.values.view(torch.uint8).view(value.shape)
     scales.transpose(1, 2)[place] = rows.scales.view(value.shape[:-1])
+
+
+def _groups_of(runs: Sequence[SharedRun]) -> tuple[PrefixGroup, ...]:
+    return tuple(PrefixGroup(run.rows, run.first_page, run.end_page) for run in runs)
 
 
 def _queries(ctx: ForwardContext) -> QueryRows | None:

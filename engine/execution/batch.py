@@ -23,15 +23,34 @@ def _rows_of(seqs: list[Sequence]) -> list[int]:
     return [seq.row for seq in seqs if seq.row is not None]
 
 
+def _ends(chunk: PrefillChunk) -> range:
+    """Return where the context of each token of a chunk ends."""
+    return range(chunk.start + 1, chunk.length + 1)
+
+
 def step_batch(
-    chunks: list[PrefillChunk], seqs: list[Sequence], rows: RowState, kv: KVCache
+    prompts: list[PrefillChunk],
+    answers: list[PrefillChunk],
+    seqs: list[Sequence],
+    rows: RowState,
+    kv: KVCache,
 ) -> tuple[Tensor, ForwardContext]:
-    """Return token ids [T] and the context of chunks, then of one token per decoding sequence."""
-    query_lens = [*(chunk.num_tokens for chunk in chunks), *[1] * len(seqs)]
-    context_lens = [*(chunk.length for chunk in chunks), *(seq.num_computed for seq in seqs)]
+    """Return token ids [T] and the context of chunks, then of one token per decoding sequence.
+
+    The tokens of `answers` decode too: each is a sequence of its own, as long as it reaches.
+    """
+    chunks = [*prompts, *answers]
+    decode_rows = _rows_of(seqs)
+    owned = [(chunk.seq.row or 0, end) for chunk in answers for end in _ends(chunk)]
+    num_decode = len(owned) + len(seqs)
+    query_lens = [*(chunk.num_tokens for chunk in prompts), *[1] * num_decode]
+    context_lens = [
+        *(chunk.length for chunk in prompts),
+        *(end for _, end in owned),
+        *(seq.num_computed for seq in seqs),
+    ]
     num_tokens = sum(query_lens)
     num_known = num_tokens - len(seqs)
-    decode_rows = _rows_of(seqs)
     host = np.empty(num_known + 2 * num_tokens, np.int64)
     ids_host, positions, owners = np.split(host, [num_known, num_known + num_tokens])
     first = 0
@@ -41,19 +60,19 @@ def step_batch(
         positions[first:end] = np.arange(chunk.start, chunk.length)
         owners[first:end] = chunk.seq.row or 0
         first = end
-    positions[num_known:] = context_lens[len(chunks) :]
-    positions[num_known:] -= 1
+    positions[num_known:] = [seq.num_computed - 1 for seq in seqs]
     owners[num_known:] = decode_rows
     staged = rows.to_device(host)
     ids, pos, own = torch.split(staged, [num_known, num_tokens, num_tokens])
     if seqs:
         ids = torch.cat((ids, rows.last_token[own[num_known:]]))
-    row_ids = rows.to_device([*_rows_of([chunk.seq for chunk in chunks]), *decode_rows])
+    prompt_rows = _rows_of([chunk.seq for chunk in prompts])
+    row_ids = rows.to_device([*prompt_rows, *(row for row, _ in owned), *decode_rows])
     ctx = _context(
         rows, kv, pos, own, row_ids, query_lens, context_lens, [0, *accumulate(query_lens)]
     )
-    ctx.num_decode = len(seqs)
-    ctx.reads_cache = any(chunk.start for chunk in chunks)
+    ctx.num_decode = num_decode
+    ctx.reads_cache = any(chunk.start for chunk in prompts)
     return ids, ctx
 
 

@@ -9,7 +9,6 @@ the pass, logits and draws, is launched while it runs.
 from __future__ import annotations
 
 from bisect import bisect_left
-from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -134,21 +133,26 @@ class DraftGraphs:
 
         Sequences have borders last. Padding belongs to the row whose pages are scratch.
         """
-        host = np.zeros(sum(shape.parts()), np.int64)
-        parts = np.split(host, list(accumulate(shape.parts()))[:-1])
-        ids, positions, owners, table_rows, lens, borders = parts
-        owners[:] = table_rows[:] = self._rows.padding_row
-        first = 0
-        for idx, chunk in enumerate(chunks):
-            end = first + chunk.num_tokens
-            ids[first:end] = chunk.token_ids() if chunk.draft else _LAST_TOKEN
-            positions[first:end] = np.arange(chunk.start, chunk.length)
-            owners[first:end] = table_rows[idx] = chunk.seq.row or 0
-            lens[idx] = chunk.length
-            borders[idx + 1] = first = end
-        padded = np.arange(1, shape.num_seqs - len(chunks) + 1) * shape.max_query_len + first
-        borders[len(chunks) + 1 :] = np.minimum(padded, shape.num_rows)
-        return host
+        ids, positions, owners, borders = list[int](), list[int](), list[int](), [0]
+        for chunk in chunks:
+            ids += chunk.token_ids() if chunk.draft else [_LAST_TOKEN]
+            positions += range(chunk.start, chunk.length)
+            owners += [chunk.seq.row or 0] * chunk.num_tokens
+            borders.append(len(ids))
+        scratch, total, missing = self._rows.padding_row, len(ids), shape.num_seqs - len(chunks)
+        padding = shape.num_rows - total
+        ends = (total + shape.max_query_len * number for number in range(1, missing + 1))
+        return np.array(
+            [
+                *ids, *[0] * padding,
+                *positions, *[0] * padding,
+                *owners, *[scratch] * padding,
+                *[chunk.seq.row or 0 for chunk in chunks], *[scratch] * missing,
+                *[chunk.length for chunk in chunks], *[0] * missing,
+                *borders, *[min(end, shape.num_rows) for end in ends],
+            ],
+            np.int64,
+        )  # fmt: skip
 
     def _compute(self, shape: DraftShape) -> None:
         """Run the pass that the staged values describe; nothing is decided on the host."""

@@ -199,7 +199,7 @@ class GraphRunner(Runner):
         row_list = [seq.row for seq in plan.decode if seq.row is not None]
         sampling_plan = _captured_plan(self.sampling.plan(row_list))
         with self.group.step(plan, sampling_plan, is_masked=False):
-            self._regroup(plan.decode)
+            self._regroup(plan)
             pending.draws.append(self._replay(plan.decode, row_list, sampling_plan))
         self._read_back(pending)
         return pending

@@ -93,7 +93,7 @@ class Runner:
         self._set_up(plan)
         asked = self.sampling.plan(_rows_of([*pending.seqs, *_owners(pending.drafted)]))
         with self.group.step(plan, asked, is_masked=bool(masks)):
-            self._regroup(plan.decode)
+            self._regroup(plan)
             hidden = self._hidden(plan, pending)
             # Outside of guards: the model is asked as often on every rank.
             first = len(pending.seqs)
@@ -159,13 +159,17 @@ class Runner:
         # Half of its rules must not be left.
         self.sampling.clear_row(row)
 
-    def _regroup(self, seqs: list[Sequence]) -> None:
-        """Find shared runs anew if other sequences decode than in the last step."""
-        if self._sharing is None or self._grouping is None:
-            return
-        runs = self._grouping.update(seqs)
-        if runs is not None:
-            self._sharing.assign_runs(runs)
+    def _regroup(self, plan: StepPlan) -> None:
+        """Let the pass read the runs that its decoding rows share."""
+        if self._sharing is not None and self._grouping is not None:
+            answers = self._split_answers(plan.prefill)
+            self._sharing.assign_runs(self._grouping.runs_of(plan.decode, answers))
+
+    def _split_answers(self, chunks: list[PrefillChunk]) -> list[PrefillChunk]:
+        """Return those of the chunks, the last ones, whose tokens decode in a row each."""
+        if self._sharing is None or not self._sharing.splits_answers:
+            return []
+        return [chunk for chunk in chunks if chunk.is_answer]
 
     def _hidden(self, plan: StepPlan, pending: PendingStep) -> Tensor:
         """Return the hidden states that draws are made from, [S, H]: those of drafts come last."""
@@ -210,7 +214,9 @@ class Runner:
 
         Returns: hidden states [T, H] and where the rows of `seqs` begin in them.
         """
-        token_ids, ctx = step_batch(chunks, seqs, self.rows, self.kv)
+        answers = self._split_answers(chunks)
+        prompts = chunks[: len(chunks) - len(answers)]
+        token_ids, ctx = step_batch(prompts, answers, seqs, self.rows, self.kv)
         return self.model.forward(token_ids, ctx), len(token_ids) - len(seqs)
 
     def _decode(self, seqs: list[Sequence]) -> Tensor:

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.scheduling.sequence import Sequence
 
+# Tokens of a chunk of an answer up to which they may decode, a row each: a draft's at most.
+_MAX_ANSWER_TOKENS = 16
+
 
 class PrefillChunk(NamedTuple):
     """Known tokens [start, end) of a sequence; `samples` if the next token is drawn after it.
@@ -34,6 +37,11 @@ class PrefillChunk(NamedTuple):
         """Tokens of the sequence up to the last that the step computes."""
         return self.end + len(self.draft)
 
+    @property
+    def is_answer(self) -> bool:
+        """Tell whether these are a few tokens of an answer: forced by its grammar, or drafted."""
+        return self.start >= self.seq.num_prompt and self.num_tokens <= _MAX_ANSWER_TOKENS
+
     def token_ids(self) -> array[int]:
         """Return the ids that the step computes."""
         ids = self.seq.token_ids[self.start : self.end]
@@ -45,7 +53,8 @@ class PrefillChunk(NamedTuple):
 class StepPlan:
     """Chunks to prefill, sequences to decode by one token, and who came and went.
 
-    A decoding sequence that has a draft is a chunk of its last token.
+    A decoding sequence that has a draft is a chunk of its last token. Chunks of a few tokens of an
+    answer are the last of `prefill`.
     """
 
     prefill: list[PrefillChunk] = field(default_factory=list)

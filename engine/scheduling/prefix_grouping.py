@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from tokenbus.engine.scheduling.plan import PrefillChunk
     from tokenbus.engine.scheduling.sequence import Sequence as DecodingSequence
 
 # A tenant's prompt, then a campaign or conversation template under it.
@@ -29,7 +30,19 @@ class PrefixSharing(Protocol):
     """An attention backend that can read runs of pages once for several rows."""
 
     def assign_runs(self, runs: Sequence[SharedRun]) -> None:
-        """Read these runs together from the next pass on; rows are those of the decode batch."""
+        """Read these runs together from the next pass on; rows are those of the decode batch.
+
+        Called before every pass, for engines may share a backend: a list that is assigned already
+        costs nothing.
+        """
+        ...
+
+    @property
+    def splits_answers(self) -> bool:
+        """Whether a few tokens of an answer decode in a pass, in a row each that share its pages.
+
+        A pass then has more decoding rows than there are sequences.
+        """
         ...
 
     @property
@@ -57,19 +70,25 @@ class BatchGrouping:
         """Group rows by pages of `page_size` tokens where `pays(rows, pages)` says so."""
         self._page_size = page_size
         self._pays = pays
-        self._batch: list[DecodingSequence] = []
+        self._batch: list[DecodingSequence] | None = None
+        self._runs: list[SharedRun] = []
 
-    def update(self, batch: list[DecodingSequence]) -> list[SharedRun] | None:
-        """Return the runs of this batch, or None if it is that of the last call."""
-        if batch == self._batch:
-            return None
-        self._batch = list(batch)
-        return find_shared_runs(
-            [seq.pages for seq in batch],
-            # The page of the newest token is still written.
-            [(seq.num_computed - 1) // self._page_size for seq in batch],
-            self._pays,
-        )
+    def runs_of(
+        self, seqs: list[DecodingSequence], answers: Sequence[PrefillChunk] = ()
+    ) -> list[SharedRun]:
+        """Return the runs of a batch: a row for each token of `answers`, then one for each of seqs.
+
+        It is the same list as long as there are only these sequences.
+        """
+        if not answers and seqs == self._batch:
+            return self._runs
+        self._batch = None if answers else list(seqs)
+        rows = [(chunk.seq, chunk.start) for chunk in answers for _ in range(chunk.num_tokens)]
+        rows += ((seq, seq.num_computed - 1) for seq in seqs)
+        # The page of the first token of a pass is still written.
+        num_full = [start // self._page_size for _, start in rows]
+        self._runs = find_shared_runs([seq.pages for seq, _ in rows], num_full, self._pays)
+        return self._runs
 
 
 def find_shared_runs(

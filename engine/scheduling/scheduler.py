@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 _by_order = attrgetter("order")
+_is_answer = attrgetter("is_answer")
 
 
 def _insert(seqs: list[Sequence], seq: Sequence) -> None:
@@ -106,6 +107,7 @@ class Scheduler:
         self._plan_prefill(plan)
         if drafts:
             self._plan_drafts(plan, drafts)
+        plan.prefill.sort(key=_is_answer)
         return plan
 
     def complete(self, seq: Sequence, token_ids: TokenIds) -> SequenceEnd | None:

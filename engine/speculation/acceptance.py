@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+from operator import mul, neg
+
 from tokenbus.engine.speculation.drafter import MAX_STRENGTH
 
 # Shares of right tokens by drafter and strength, from 0 to `MAX_STRENGTH`.
@@ -57,10 +61,9 @@ def chances_of(
     Each token has one more alike before it than the last; `first` is the chance to get there.
     Those that are worth no row, and what follows them, are left out.
     """
-    chance, chances = first, []
-    for at in range(strength, strength + num_tokens):
-        chance *= shares[min(at, MAX_STRENGTH)]
-        if chance < LEAST_CHANCE:
-            break
-        chances.append(chance)
+    steps = shares[strength : strength + num_tokens]
+    steps += shares[-1:] * (num_tokens - len(steps))
+    chances = list(accumulate(steps, mul, initial=first))[1:]
+    if chances and chances[-1] < LEAST_CHANCE:
+        return chances[: bisect_right(chances, -LEAST_CHANCE, key=neg)]
     return chances

@@ -159,23 +159,26 @@ class DraftPlanner:
             del self._drafts[seq.key]
             self._learn(seq, before, shares)
         rivals: list[_Piece] = []
+        chances: list[float] = []
         if seq.walk_grammar is None:
             rivals = [
                 _Piece(number, 0, guess)
                 for number, each in enumerate(self._drafters)
                 if (guess := each.follow(seq, MAX_DRAFT)) is not None
             ]
-            pieces = [_best(rivals, shares)] if rivals else []
+            if not rivals:
+                return None
+            best, chances = _best(rivals, shares)
+            pieces = [best]
         else:
             # What the grammar forbids of the others is no fault of theirs.
             pieces = self._fitting(seq, shares)
+            for piece in pieces:
+                if len(chances) < piece.at:
+                    break
+                chances += _chances(piece, shares, chances[-1] if chances else 1.0)
         if not pieces:
             return None
-        chances: list[float] = []
-        for piece in pieces:
-            if len(chances) < piece.at:
-                break
-            chances += _chances(piece, shares, chances[-1] if chances else 1.0)
         draft = self._drafts[seq.key] = _Draft(num_known, pieces, rivals, chances)
         return draft
 
@@ -190,7 +193,7 @@ class DraftPlanner:
             ]
             if not found:
                 return None
-            best = _best(found, shares)
+            best, _ = _best(found, shares)
             return best.source, best.guess
 
         assert seq.walk_grammar is not None
@@ -234,8 +237,9 @@ def _chances(piece: _Piece, shares: Shares, first: float = 1.0) -> list[float]:
     return chances_of(shares[piece.source], guess.strength, len(guess.token_ids), first)
 
 
-def _best(pieces: list[_Piece], shares: Shares) -> _Piece:
-    """Return the guess that promises the most tokens."""
-    if len(pieces) == 1:
-        return pieces[0]
-    return max(pieces, key=lambda piece: sum(_chances(piece, shares)))
+def _best(pieces: list[_Piece], shares: Shares) -> tuple[_Piece, list[float]]:
+    """Return the guess that promises the most tokens, and the chances of its tokens."""
+    promised = [_chances(piece, shares) for piece in pieces]
+    sums = [sum(chances) for chances in promised]
+    place = sums.index(max(sums))
+    return pieces[place], promised[place]

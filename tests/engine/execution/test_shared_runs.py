@@ -35,6 +35,10 @@ class _Recorder:
         self._backend.assign_runs(runs)
 
     @property
+    def splits_answers(self) -> bool:
+        return self._backend.splits_answers
+
+    @property
     def has_runs(self) -> bool:
         return self._backend.has_runs
 
@@ -123,3 +127,23 @@ def test_any_tree_of_prompts_gives_the_same_tokens(
     assert recorder.runs == 0
     assert _tokens(run, together, requests) == expected
     assert recorder.rows >= 6
+
+
+def test_engines_of_one_model_keep_their_runs_apart(tiny: Any, run: Any) -> None:
+    """Of two that step in turn the second alone has prompts under one system prompt."""
+    rng = random.Random(2)
+    parts = [tuple(rng.randrange(3, 300) for _ in range(210)) for _ in range(8)]
+    params = SamplingParams(max_tokens=12, temperature=0.0)
+    requests = [
+        Request(idx, (*parts[0 if idx < 7 else idx - 6], idx + 3), params) for idx in range(14)
+    ]
+    expected = {key: answer.token_ids for key, answer in run(tiny.engine(), requests).items()}
+    pair = tiny.engine(), tiny.engine()
+    for request in requests:
+        pair[request.request_id < 7].add(request)
+    found: dict[tuple[int, int], list[int]] = {key: [] for key in expected}
+    while any(engine.has_work for engine in pair):
+        for engine in pair:
+            for delta in engine.step().deltas:
+                found[delta.request_id, delta.choice] += delta.token_ids
+    assert found == expected

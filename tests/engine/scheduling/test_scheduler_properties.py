@@ -227,17 +227,25 @@ class EngineModel(RuleBasedStateMachine):
         return results
 
     def read_shared(self, plan: StepPlan) -> None:
-        """Find the tokens of every row of a shared run in the pages of its first row."""
-        runs = self.grouping.update(plan.decode)
-        if runs is not None:
-            EngineModel.num_regroupings += runs != self.runs
-            self.runs = runs
-        for run in self.runs:
-            table = plan.decode[run.rows[0]].pages
+        """Find the tokens of every row of a shared run in the pages of its first row.
+
+        Each row has a token of its own behind the run.
+        """
+        answers = [chunk for chunk in plan.prefill if chunk.is_answer]
+        assert answers == plan.prefill[len(plan.prefill) - len(answers) :]
+        runs = self.grouping.runs_of(plan.decode, answers)
+        EngineModel.num_regroupings += runs != self.runs
+        self.runs = runs
+        rows = [(chunk.seq, chunk.start) for chunk in answers for _ in range(chunk.num_tokens)]
+        rows += ((seq, seq.num_computed - 1) for seq in plan.decode)
+        for run in runs:
+            table = rows[run.rows[0]][0].pages
             for row in run.rows:
+                seq, start = rows[row]
+                assert run.end_page * PAGE_SIZE <= start
                 for position in range(run.first_page * PAGE_SIZE, run.end_page * PAGE_SIZE):
                     page = self.content[table[position // PAGE_SIZE]]
-                    assert page[position % PAGE_SIZE] == plan.decode[row].token_ids[position]
+                    assert page[position % PAGE_SIZE] == seq.token_ids[position]
 
     def write(self, seq: Sequence, tokens: list[int], start: int, end: int) -> None:
         """Store tokens as a kernel stores keys, never on the scratch page."""

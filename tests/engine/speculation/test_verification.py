@@ -12,6 +12,7 @@ from models.scripted_drafts import ScriptedSpeculation
 from models.triton_model import ON_GPU, TINY_SIZES, load_on_triton
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenbus.engine.attention import native_attention
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.execution.drafting import Drafting
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.scheduling.prefix_grouping import SharedRun
 
     Run = Callable[..., dict[tuple[int, int], Any]]
 
@@ -162,6 +164,33 @@ def test_aborted_sequence_leaves_nothing_of_its_draft(
     engine.check_integrity()
     stats = engine.stats()
     assert stats.free_pages + stats.evictable_pages == stats.num_pages - 1
+
+
+def test_rows_of_a_draft_read_the_pages_of_their_sequence_together(
+    tiny: Any, prompts: list[tuple[int, ...]], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sequences with drafts: their tokens decode in a row each, and no token is another."""
+    sharing = tiny.loaded.backend.sharing
+    if sharing is None:
+        pytest.skip("there is no C++ compiler")
+    monkeypatch.setattr(native_attention, "_BREAK_EVEN_PAGES", 1)
+    params = replace(DRAWN, temperature=0.0)
+    requests = [Request(idx, prompts[7 + idx], params) for idx in range(2)]
+    wanted = run(tiny.engine(), requests)
+    assigned: list[SharedRun] = []
+    assign = sharing.assign_runs
+
+    def noted(runs: list[SharedRun]) -> None:
+        assigned.extend(runs)
+        assign(runs)
+
+    monkeypatch.setattr(sharing, "assign_runs", noted)
+    engine = tiny.engine()
+    speculation = speculate(engine, texts_of(requests, wanted), most=15)
+    check_same(wanted, run(engine, requests))
+    assert speculation.num_right > 20
+    assert max(len(shared.rows) for shared in assigned) > 8
+    assert {shared.end_page for shared in assigned} >= {5, 7}
 
 
 @pytest.mark.parametrize("what", ["pays", "plan", "report", "measured", "drop"])
