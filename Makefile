@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONSAFEPATH := 1
+# Modules are compiled once, not by each process of a run, also where the environment says so.
+export PYTHONDONTWRITEBYTECODE :=
 # Threads of torch that wait for each other give their core away soon (worker/process/env.py).
 export GOMP_SPINCOUNT ?= 4000
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from models.greedy_driver import Reference
 from models.scheduler_bench import Optimist
 from transformers import AutoModelForCausalLM
 
+from tokenbus.engine.build import load_for
+from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
 from tokenbus.engine.llm import LLM
 from tokenbus.engine.text.choice_text import ChoiceText, Released
 from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.engine.weights import model_store
+
+if TYPE_CHECKING:
+    from tokenbus.engine.weights.loader import LoadedModel
 
 NUM_TOKENS = 24
 SYSTEM = (
@@ -38,15 +44,22 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def model() -> str:
-    """Return the demo model's folder, fetched if need be."""
-    return str(model_store.pull("smollm2-135m"))
+def loaded() -> LoadedModel:
+    """Return the demo model in fp32, fetched if need be; every engine here runs it."""
+    return load_for(EngineConfig(str(model_store.pull("smollm2-135m")), dtype="float32"))
+
+
+def engine_of(loaded: LoadedModel, **settings: int) -> LLM:
+    """Return an engine around the model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokenbus.engine.llm.load_for", lambda _: loaded)
+        return LLM("smollm2-135m", dtype="float32", **settings)
 
 
 @pytest.fixture(scope="module")
-def llm(model: str) -> LLM:
-    """Return the engine in fp32 with a roomy pool."""
-    return LLM(model, dtype="float32", num_pages=400, max_num_seqs=16)
+def llm(loaded: LoadedModel) -> LLM:
+    """Return the engine with a roomy pool."""
+    return engine_of(loaded, num_pages=400, max_num_seqs=16)
 
 
 @pytest.fixture(scope="module")
@@ -66,28 +79,22 @@ def prompts(llm: LLM) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def references(model: str, prompts: list[list[int]]) -> list[list[int]]:
-    """Return what transformers generates greedily, up to and with the end of sequence.
+def references(llm: LLM, prompts: list[list[int]]) -> list[list[int]]:
+    """Return what the engine says to all prompts at once, proven with transformers.
 
-    All prompts at once, padded on the left: one at a time each token reads all weights.
+    Each answer is greedy, and goes up to and with the end of sequence.
     """
-    reference: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    reference.eval()
-    longest = max(map(len, prompts))
-    padding = torch.tensor([longest - len(prompt) for prompt in prompts])
-    rows = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
-    with torch.inference_mode():
-        out = reference.generate(
-            torch.tensor(rows),
-            attention_mask=(torch.arange(longest) >= padding[:, None]).long(),
-            max_new_tokens=NUM_TOKENS,
-            do_sample=False,
-        )
+    outputs = llm.generate(prompts, params(), progress=False)
+    assert outputs[0].num_cached_tokens == 0
+    answers = [output.token_ids for output in outputs]
+    reference: Any = AutoModelForCausalLM.from_pretrained(
+        model_store.pull("smollm2-135m"), dtype=torch.float32
+    )
+    Reference(reference.eval()).check(prompts, answers)
     eos = reference.generation_config.eos_token_id
-    answers = []
-    for row in out[:, longest:].tolist():
-        num_tokens = row.index(eos) + 1 if eos in row else NUM_TOKENS
-        answers.append(row[:num_tokens])
+    for answer in answers:
+        assert len(answer) == NUM_TOKENS or answer[-1] == eos
+        assert eos not in answer[:-1]
     return answers
 
 
@@ -99,13 +106,10 @@ def params() -> SamplingParams:
 def test_batched_tokens_equal_transformers_without_and_with_cache_hits(
     llm: LLM, prompts: list[list[int]], references: list[list[int]]
 ) -> None:
-    """Ten prompts at once, twice; the second time their prefixes come from the cache."""
-    llm.reset_prefix_cache()
-    for attempt in range(2):
-        outputs = llm.generate(prompts, params(), progress=False)
-        assert [output.token_ids for output in outputs] == references
-        if attempt:
-            assert outputs[0].num_cached_tokens >= 32
+    """Ten prompts at once, once more: their prefixes come from the cache."""
+    outputs = llm.generate(prompts, params(), progress=False)
+    assert [output.token_ids for output in outputs] == references
+    assert outputs[0].num_cached_tokens >= 32
 
 
 @pytest.mark.slow
@@ -119,10 +123,10 @@ def test_tokens_are_the_same_alone(
 
 
 def test_tokens_survive_preemption(
-    model: str, prompts: list[list[int]], references: list[list[int]]
+    loaded: LoadedModel, prompts: list[list[int]], references: list[list[int]]
 ) -> None:
     """A pool too small for all makes sequences give up their pages and go on later."""
-    small = LLM(model, dtype="float32", num_pages=26, max_num_seqs=10, max_batch_tokens=64)
+    small = engine_of(loaded, num_pages=26, max_num_seqs=10, max_batch_tokens=64)
     small.engine._scheduler.estimator = Optimist()
     outputs = small.generate(prompts, params(), progress=False)
     assert [output.token_ids for output in outputs] == references

@@ -117,6 +117,21 @@ class Reference:
             answers.append(out[0, len(prompt) :].tolist())
         return answers
 
+    @torch.inference_mode()
+    def check(self, prompts: list[list[int]], answers: list[list[int]]) -> float:
+        """Check that answers are greedy; return how far ahead of the next an id is at the least.
+
+        By induction, as each id follows from those before it: one pass over a prompt and its
+        answer shows what generating it would, in a small part of the time.
+        """
+        least = float("inf")
+        for prompt, answer in zip(prompts, answers, strict=True):
+            logits = self.model(torch.tensor([prompt + answer[:-1]])).logits
+            best = logits[0, len(prompt) - 1 :].topk(2, dim=-1)  # [num_tokens, 2]
+            assert answer == best.indices[:, 0].tolist()
+            least = min(least, (best.values[:, 0] - best.values[:, 1]).min().item())
+        return least
+
 
 def draw_prompts(vocab_size: int, lengths: list[int]) -> list[list[int]]:
     """Draw prompts of given lengths that have nothing in common."""
