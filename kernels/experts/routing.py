@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _CHOOSING_ROWS = 4
 _LISTED_ROWS, _MANY_LISTED_ROWS = 256, 1024
 _FIELDS = tl.constexpr(3)
+# More than there are experts.
+_EXPERTS = tl.constexpr(1 << 20)
 # Tiles of an expert that are written at a time.
 _TILES = tl.constexpr(16)
 
@@ -73,6 +75,18 @@ class Routing:
 
 
 @triton.jit
+def _places_of_equals(score, e, TOP: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Return the place of each expert, of equal ones the lower number first; TOP if it has none."""
+    place = tl.full(score.shape, TOP, tl.int32)
+    for turn in tl.static_range(TOP):
+        best = tl.max(score, axis=1, keep_dims=True)
+        expert = tl.min(tl.where(score == best, e, BLOCK_E), axis=1, keep_dims=True)
+        place = tl.where(e == expert, turn, place)
+        score = tl.where(e == expert, NO_SCORE, score)
+    return place
+
+
+@triton.jit
 def choose_rows(
     logits, experts, weights, rows, some, stride, E, TOP: tl.constexpr,
     BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
@@ -87,11 +101,16 @@ def choose_rows(
     e = tl.arange(0, BLOCK_E)[None, :]
     # Each expert keeps its own place: nothing is moved before the end.
     place = tl.full(score.shape, TOP, tl.int32)
+    left = score
     for turn in tl.static_range(TOP):
-        best = tl.max(score, axis=1, keep_dims=True)
-        expert = tl.min(tl.where(score == best, e, BLOCK_E), axis=1, keep_dims=True)
-        place = tl.where(e == expert, turn, place)
-        score = tl.where(e == expert, NO_SCORE, score)
+        is_best = left == tl.max(left, axis=1, keep_dims=True)
+        place = tl.where(is_best, turn, place)
+        left = tl.where(is_best, NO_SCORE, left)
+    # Each turn chose one expert unless some are equal, which is rare: then again, one at a time.
+    tally = tl.sum(tl.where(place < TOP, _EXPERTS + place, 0), axis=1)
+    has_equals = some & (tally != TOP * _EXPERTS + TOP * (TOP - 1) // 2)
+    if tl.max(has_equals.to(tl.int32)) > 0:
+        place = _places_of_equals(score, e, TOP, BLOCK_E)
     is_chosen = place < TOP
     if RENORMALISE:
         share /= tl.sum(tl.where(is_chosen, share, 0.0), axis=1, keep_dims=True)
@@ -186,8 +205,14 @@ def choose(logits: Tensor, rule: RouterRule) -> Chosen:
     Raises: KernelInputError if rule and logits do not fit.
     """
     check_logits(logits, rule)
-    num_rows, device = logits.shape[0], logits.device
-    chosen = Chosen.empty(num_rows, rule.top_k, device)
+    chosen = Chosen.empty(logits.shape[0], rule.top_k, logits.device)
+    launch_choice(logits, chosen, rule)
+    return chosen
+
+
+def launch_choice(logits: Tensor, chosen: Chosen, rule: RouterRule) -> None:
+    """Write the experts of every row to `chosen`; see `choose`."""
+    num_rows = logits.shape[0]
     rows = 1 if num_rows == 1 else _CHOOSING_ROWS
     _choose_kernel[(ceil_div(num_rows, rows),)](
         logits,
@@ -199,9 +224,8 @@ def choose(logits: Tensor, rule: RouterRule) -> Chosen:
         ROWS=rows,
         num_warps=rows,
         **rule.options(),
-        **dependent_launch(device),
+        **dependent_launch(logits.device),
     )
-    return chosen
 
 
 def route(
