@@ -230,7 +230,6 @@ def lone_row_up(
         BLOCK_OUT=block_outputs,
         ACT=act,
         num_warps=tuning.num_warps,
-        maxnreg=tuning.max_registers,
         **dependent_launch(x.device),
     )
     return acted
@@ -280,7 +279,6 @@ def lone_row_down(
         BLOCK_OUT=block_outputs,
         AHEAD=tuning.ahead,
         num_warps=tuning.num_warps,
-        maxnreg=tuning.max_registers,
         **dependent_launch(acted.device),
     )
     return out

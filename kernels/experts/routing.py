@@ -28,8 +28,7 @@ from tokenbus.kernels.launch import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Rows of a program that chooses, one for each of its warps; rows that are listed at a time.
-_CHOOSING_ROWS = 4
+# Rows that are listed at a time.
 _LISTED_ROWS, _MANY_LISTED_ROWS = 256, 1024
 _FIELDS = tl.constexpr(3)
 # More than there are experts.
@@ -120,18 +119,17 @@ def choose_rows(
     tl.store(weights + out, share, mask=mask)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit
 def _choose_kernel(
-    logits, experts, weights, T, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr,
-    BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
-    UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    logits, experts, weights, stride, E, TOP: tl.constexpr, BLOCK_E: tl.constexpr,
+    RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Choose the experts of ROWS rows."""
+    """Choose the experts of a row."""
     release_successor(PDL)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) + tl.arange(0, 1)
     wait_for_inputs(PDL)
-    choose_rows(logits, experts, weights, rows, rows < T, stride, E, TOP, BLOCK_E,
-                RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
+    choose_rows(logits, experts, weights, row, row >= 0, stride, E, TOP, BLOCK_E, RENORMALISE,
+                BY_LOGITS, UNIFORM)  # fmt: skip
 
 
 @triton.jit
@@ -212,17 +210,14 @@ def choose(logits: Tensor, rule: RouterRule) -> Chosen:
 
 def launch_choice(logits: Tensor, chosen: Chosen, rule: RouterRule) -> None:
     """Write the experts of every row to `chosen`; see `choose`."""
-    num_rows = logits.shape[0]
-    rows = 1 if num_rows == 1 else _CHOOSING_ROWS
-    _choose_kernel[(ceil_div(num_rows, rows),)](
+    # A warp for each row: nothing passes between warps at every turn.
+    _choose_kernel[(logits.shape[0],)](
         logits,
         chosen.experts,
         chosen.weights,
-        num_rows,
         logits.stride(0),
         rule.num_experts,
-        ROWS=rows,
-        num_warps=rows,
+        num_warps=1,
         **rule.options(),
         **dependent_launch(logits.device),
     )

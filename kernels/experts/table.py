@@ -26,15 +26,13 @@ class RowTuning:
     """How the products of a lone row are laid out.
 
     block_n: outputs of a program; block_k: columns of a step; ahead: steps of the products behind
-    the gates whose weights are on their way before the gates are done. max_registers: of a thread,
-    None for as many as the kernel likes.
+    the gates whose weights are on their way before the gates are done.
     """
 
     block_n: int
     block_k: int
     num_warps: int
     ahead: int = 8
-    max_registers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
