@@ -55,7 +55,7 @@ def router_tuning(num_rows: int, width: int) -> RouterTuning:
     """
     if num_rows == 1:
         return RouterTuning(1, min(8, max(1, width // 2048)))
-    return RouterTuning(16, 4, chooses=True)
+    return RouterTuning(8, 4)
 
 
 def tile_rows_for(num_pairs: int, num_experts: int) -> int:
