@@ -66,8 +66,9 @@ def _scaled(product, scale, ROWS: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def _up_kernel(
-    x, experts, weight, scales, acted, N, K: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    x, experts, weight, scales, watch, acted, N, K: tl.constexpr, TOP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, ACT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute ROWS gated outputs of one expert.
 
@@ -106,6 +107,10 @@ def _up_kernel(
         up *= tl.load(scales + gates + N, mask=live, other=0.0)
     y = gate(y, ACT) * up
     tl.store(acted + place * N + rows, y.to(acted.dtype.element_ty), mask=live)
+    if watch is not None:
+        if tl.program_id(0) == 0:
+            tl.atomic_add(watch, tl.full([], TOP, tl.int64))
+            tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
 
 
 @triton.jit
@@ -189,6 +194,7 @@ def lone_row_up(
     inner: int,
     act: ActivationKind,
     *,
+    watch: Tensor | None = None,
     tuning: RowTuning | None = None,
 ) -> Tensor:
     """Multiply one row by the gates of its experts and what these gate.
@@ -196,7 +202,7 @@ def lone_row_up(
     Args:
         x: [1, H], contiguous. chosen: of the row.
         gate_up: [E * 2 I, H], contiguous, dtype of x or FP8: of each expert first the I gates, then
-            what they gate. inner: I.
+            what they gate. inner: I. watch: as of `FewRows`.
     Returns: [top_k, I], dtype of x; sums and activation in fp32, x is not rounded to FP8.
         Twin: reference.mix.
     Raises: KernelInputError on other shapes or an unknown activation.
@@ -214,9 +220,11 @@ def lone_row_up(
         chosen.experts,
         values,
         scales,
+        watch,
         acted,
         inner,
         K=width,
+        TOP=top_k,
         ROWS=tuning.block_n,
         BLOCK_K=tuning.block_k,
         BLOCK_OUT=block_outputs,

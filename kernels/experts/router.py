@@ -1,7 +1,7 @@
-"""The router of few rows in one launch: norm, logits and the choice.
+"""The router of few rows: norm, logits and the choice, in one launch or two.
 
-Programs share out rows and experts; the last one of a row chooses for it: no launch between logits
-and choice.
+Programs share out rows and experts; of several rows the last one of a row may choose for it: then
+there is no launch between logits and choice.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -15,7 +15,8 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.experts.routing import Chosen, choose_rows
+from tokenbus.kernels.experts.routing import Chosen, choose_rows, launch_choice
+from tokenbus.kernels.experts.table import RouterTuning, router_tuning
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
 # Rows of which a program chooses for one, and for all of which the last one makes a list.
 MAX_FEW_ROWS = 16
-# Logits of a program and its warps, for one row and for each of several: with eight warps it takes
-# 1 to 2 us longer, of 5.4 and 7.7 us for 128 experts of 2,048 inputs on an H200.
-_LONE_LAYOUT, _LAYOUT = (2, 2), (16, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +42,8 @@ class FewRows:
     """What a router says of up to 16 rows.
 
     rows: [T, H], what the router saw: behind the norm if it has one. logits: [T, L], dtype of rows.
-    rounded: the rows in FP8, if that was asked for. watch: [2] int64 or None: who multiplies
-    several rows by the experts adds the number of those that got any to the first, and 1 to the
-    second.
+    rounded: the rows in FP8, if that was asked for. watch: [2] int64 or None: who multiplies rows
+    by the experts adds the number of those that got any to the first, and 1 to the second.
     """
 
     rows: Tensor
@@ -96,12 +93,12 @@ def _is_last(arrivals, num_programs):
 
 @triton.jit
 def _router_kernel(
-    x, norm_weight, router, normed, rounded, row_scales, logits, experts, weights, watch, arrivals,
-    L, E, eps, K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, LONE: tl.constexpr,
-    WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
-    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    x, norm_weight, router, normed, rounded, row_scales, logits, experts, weights, arrivals,
+    L, E, eps, K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
+    CHOOSES: tl.constexpr, WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_E: tl.constexpr,
+    RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_L logits of a row, whose last program chooses."""
+    """Compute BLOCK_L logits of a row, whose last program may choose."""
     release_successor(PDL)
     row = tl.program_id(1)
     outs = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -132,14 +129,12 @@ def _router_kernel(
         tl.store(row_scales + row, by_row + tl.sum(exact - exact), mask=begin == 0)
     logit = tl.sum(w.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
     tl.store(logits + row * L + outs, logit.to(logits.dtype.element_ty), mask=live)
-    if _is_last(arrivals + row, tl.num_programs(0)):
-        # Each warp chooses by itself: nothing passes between them at every turn.
-        same = row + tl.zeros([WARPS], tl.int32)
-        choose_rows(logits, experts, weights, same, same >= 0, L, E, TOP, BLOCK_E, RENORMALISE,
-                    BY_LOGITS, UNIFORM)  # fmt: skip
-        if LONE and watch is not None:
-            tl.atomic_add(watch, tl.full([], TOP, tl.int64))
-            tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
+    if CHOOSES:
+        if _is_last(arrivals + row, tl.num_programs(0)):
+            # Each warp chooses by itself: nothing passes between them at every turn.
+            same = row + tl.zeros([WARPS], tl.int32)
+            choose_rows(logits, experts, weights, same, same >= 0, L, E, TOP, BLOCK_E, RENORMALISE,
+                        BY_LOGITS, UNIFORM)  # fmt: skip
 
 
 def route_few(
@@ -151,6 +146,7 @@ def route_few(
     eps: float = 1e-6,
     watch: Tensor | None = None,
     rounds: bool = False,
+    tuning: RouterTuning | None = None,
 ) -> FewRows:
     """Choose the experts of up to 16 rows, or of rms_norm(x).
 
@@ -179,8 +175,8 @@ def route_few(
         QuantizedRows.empty(num_rows, width, x.device) if rounds else None,
         watch,
     )
-    logits, warps = _LONE_LAYOUT if num_rows == 1 else _LAYOUT
-    _router_kernel[(ceil_div(num_logits, logits), num_rows)](
+    tuning = tuning or router_tuning(num_rows, width)
+    _router_kernel[(ceil_div(num_logits, tuning.block_l), num_rows)](
         x,
         norm_weight,
         router,
@@ -190,18 +186,19 @@ def route_few(
         few.logits,
         few.chosen.experts,
         few.chosen.weights,
-        watch if num_rows == 1 else None,
         _arrivals(x.device),
         num_logits,
         rule.num_experts,
         eps,
         K=width,
-        BLOCK_L=logits,
+        BLOCK_L=tuning.block_l,
         BLOCK_K=next_power_of_2(width),
-        LONE=num_rows == 1,
-        WARPS=warps,
-        num_warps=warps,
+        CHOOSES=tuning.chooses,
+        WARPS=tuning.num_warps,
+        num_warps=tuning.num_warps,
         **rule.options(),
         **dependent_launch(x.device),
     )
+    if not tuning.chooses:
+        launch_choice(few.logits, few.chosen, rule)
     return few

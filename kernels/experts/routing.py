@@ -28,10 +28,11 @@ from tokenbus.kernels.launch import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Rows of a program that chooses, one for each of its warps; rows that are listed at a time.
-_CHOOSING_ROWS = 4
+# Rows that are listed at a time.
 _LISTED_ROWS, _MANY_LISTED_ROWS = 256, 1024
 _FIELDS = tl.constexpr(3)
+# More than there are experts.
+_EXPERTS = tl.constexpr(1 << 20)
 # Tiles of an expert that are written at a time.
 _TILES = tl.constexpr(16)
 
@@ -73,6 +74,18 @@ class Routing:
 
 
 @triton.jit
+def _places_of_equals(score, e, TOP: tl.constexpr, BLOCK_E: tl.constexpr):
+    """Return the place of each expert, of equal ones the lower number first; TOP if it has none."""
+    place = tl.full(score.shape, TOP, tl.int32)
+    for turn in tl.static_range(TOP):
+        best = tl.max(score, axis=1, keep_dims=True)
+        expert = tl.min(tl.where(score == best, e, BLOCK_E), axis=1, keep_dims=True)
+        place = tl.where(e == expert, turn, place)
+        score = tl.where(e == expert, NO_SCORE, score)
+    return place
+
+
+@triton.jit
 def choose_rows(
     logits, experts, weights, rows, some, stride, E, TOP: tl.constexpr,
     BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
@@ -87,11 +100,16 @@ def choose_rows(
     e = tl.arange(0, BLOCK_E)[None, :]
     # Each expert keeps its own place: nothing is moved before the end.
     place = tl.full(score.shape, TOP, tl.int32)
+    left = score
     for turn in tl.static_range(TOP):
-        best = tl.max(score, axis=1, keep_dims=True)
-        expert = tl.min(tl.where(score == best, e, BLOCK_E), axis=1, keep_dims=True)
-        place = tl.where(e == expert, turn, place)
-        score = tl.where(e == expert, NO_SCORE, score)
+        is_best = left == tl.max(left, axis=1, keep_dims=True)
+        place = tl.where(is_best, turn, place)
+        left = tl.where(is_best, NO_SCORE, left)
+    # Each turn chose one expert unless some are equal, which is rare: then again, one at a time.
+    tally = tl.sum(tl.where(place < TOP, _EXPERTS + place, 0), axis=1)
+    has_equals = some & (tally != TOP * _EXPERTS + TOP * (TOP - 1) // 2)
+    if tl.max(has_equals.to(tl.int32)) > 0:
+        place = _places_of_equals(score, e, TOP, BLOCK_E)
     is_chosen = place < TOP
     if RENORMALISE:
         share /= tl.sum(tl.where(is_chosen, share, 0.0), axis=1, keep_dims=True)
@@ -101,18 +119,17 @@ def choose_rows(
     tl.store(weights + out, share, mask=mask)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit
 def _choose_kernel(
-    logits, experts, weights, T, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr,
-    BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
-    UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    logits, experts, weights, stride, E, TOP: tl.constexpr, BLOCK_E: tl.constexpr,
+    RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Choose the experts of ROWS rows."""
+    """Choose the experts of a row."""
     release_successor(PDL)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) + tl.arange(0, 1)
     wait_for_inputs(PDL)
-    choose_rows(logits, experts, weights, rows, rows < T, stride, E, TOP, BLOCK_E,
-                RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
+    choose_rows(logits, experts, weights, row, row >= 0, stride, E, TOP, BLOCK_E, RENORMALISE,
+                BY_LOGITS, UNIFORM)  # fmt: skip
 
 
 @triton.jit
@@ -186,22 +203,24 @@ def choose(logits: Tensor, rule: RouterRule) -> Chosen:
     Raises: KernelInputError if rule and logits do not fit.
     """
     check_logits(logits, rule)
-    num_rows, device = logits.shape[0], logits.device
-    chosen = Chosen.empty(num_rows, rule.top_k, device)
-    rows = 1 if num_rows == 1 else _CHOOSING_ROWS
-    _choose_kernel[(ceil_div(num_rows, rows),)](
+    chosen = Chosen.empty(logits.shape[0], rule.top_k, logits.device)
+    launch_choice(logits, chosen, rule)
+    return chosen
+
+
+def launch_choice(logits: Tensor, chosen: Chosen, rule: RouterRule) -> None:
+    """Write the experts of every row to `chosen`; see `choose`."""
+    # A warp for each row: nothing passes between warps at every turn.
+    _choose_kernel[(logits.shape[0],)](
         logits,
         chosen.experts,
         chosen.weights,
-        num_rows,
         logits.stride(0),
         rule.num_experts,
-        ROWS=rows,
-        num_warps=rows,
+        num_warps=1,
         **rule.options(),
-        **dependent_launch(device),
+        **dependent_launch(logits.device),
     )
-    return chosen
 
 
 def route(

@@ -35,6 +35,29 @@ class RowTuning:
     ahead: int = 8
 
 
+@dataclass(frozen=True, slots=True)
+class RouterTuning:
+    """How the logits of few rows are laid out.
+
+    block_l: logits of a program. chooses: whether the last program of a row chooses for it, which
+    saves a launch, but waits for the others' writes and asks for them again.
+    """
+
+    block_l: int
+    num_warps: int
+    chooses: bool = False
+
+
+def router_tuning(num_rows: int, width: int) -> RouterTuning:
+    """Pick the layout of a router of up to 16 rows.
+
+    A lone row has a logit in a program, whose warps have some 2,048 columns each.
+    """
+    if num_rows == 1:
+        return RouterTuning(1, min(8, max(1, width // 2048)))
+    return RouterTuning(8, 4)
+
+
 def tile_rows_for(num_pairs: int, num_experts: int) -> int:
     """Return how many pairs of one expert share a tile: about as many as an expert gets."""
     mean = num_pairs / num_experts

@@ -95,7 +95,8 @@ def _for_one_row_before_sum(width_in: int, width_out: int) -> LinearTuning:
     if width_in <= 2048:
         return LinearTuning(2, 2048, 4)
     if width_in == 4096 and width_out == 2048:
-        return LinearTuning(4, 1024, 4)
+        # All of a program's weights are on their way while the attention before it runs.
+        return LinearTuning(4, 1024, 4, ahead=4)
     if width_out <= 1024 or width_in == 4096:
         return LinearTuning(4, 4096, 4)
     return LinearTuning(2, 1024, 2)

@@ -88,7 +88,7 @@ class TritonMixture(MixtureProduct):
         )
         beside = self._beside(few.rows, few.logits, residual)
         if x.shape[0] == 1:
-            return self._experts.of_lone_row(few.rows, few.chosen, beside)
+            return self._experts.of_lone_row(few, beside)
         pairs = self._experts.of_pairs(few.rows, few, few.rounded)
         return combine(pairs, few.chosen.weights, beside, behind)
 

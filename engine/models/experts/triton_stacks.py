@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.experts.combine import Beside
     from tokenbus.kernels.experts.grouped import Work
-    from tokenbus.kernels.experts.routing import Chosen
+    from tokenbus.kernels.experts.router import FewRows
     from tokenbus.kernels.quantize import QuantizedRows
 
 
 class Experts(Protocol):
     """The matrices of all experts, bound to the kernels that multiply by them."""
 
-    def of_lone_row(self, x: Tensor, chosen: Chosen, beside: Beside) -> Tensor:
-        """x: [1, H] -> [1, H], the weighted sum of its experts and what stands beside it."""
+    def of_lone_row(self, few: FewRows, beside: Beside) -> Tensor:
+        """Return the weighted sum of a lone row's experts and what stands beside it, [1, H]."""
         ...
 
     @property
@@ -56,10 +56,12 @@ class PlainExperts:
         self._width, self._inner = mixture.router.shape[1], mixture.shape.intermediate_size
         self._act = act
 
-    def of_lone_row(self, x: Tensor, chosen: Chosen, beside: Beside) -> Tensor:
-        """x: [1, H] -> [1, H], the weighted sum of its experts and what stands beside it."""
-        acted = lone_row_up(x, chosen, self._gate_up, self._inner, self._act)
-        return lone_row_down(acted, chosen, self._down, self._width, beside)
+    def of_lone_row(self, few: FewRows, beside: Beside) -> Tensor:
+        """Return the weighted sum of a lone row's experts and what stands beside it, [1, H]."""
+        acted = lone_row_up(
+            few.rows, few.chosen, self._gate_up, self._inner, self._act, watch=few.watch
+        )
+        return lone_row_down(acted, few.chosen, self._down, self._width, beside)
 
     def of_pairs(self, x: Tensor, work: Work, rounded: QuantizedRows | None = None) -> Tensor:
         """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted."""
@@ -80,10 +82,12 @@ class Fp8Experts:
         self._act = act
         self.rounds_rows = self._gate_up.block_outputs == 0
 
-    def of_lone_row(self, x: Tensor, chosen: Chosen, beside: Beside) -> Tensor:
-        """x: [1, H] -> [1, H], the weighted sum of its experts and what stands beside it."""
-        acted = lone_row_up(x, chosen, self._gate_up, self._inner, self._act)
-        return lone_row_down(acted, chosen, self._down, self._width, beside)
+    def of_lone_row(self, few: FewRows, beside: Beside) -> Tensor:
+        """Return the weighted sum of a lone row's experts and what stands beside it, [1, H]."""
+        acted = lone_row_up(
+            few.rows, few.chosen, self._gate_up, self._inner, self._act, watch=few.watch
+        )
+        return lone_row_down(acted, few.chosen, self._down, self._width, beside)
 
     def of_pairs(self, x: Tensor, work: Work, rounded: QuantizedRows | None = None) -> Tensor:
         """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted."""
