@@ -116,13 +116,14 @@ def test_group_is_let_go_of_before_its_folder(
 ) -> None:
     """Threads of NCCL look into the folder to the last; it is gone behind them."""
     seen: list[bool] = []
+    folders: list[Path] = []
     follow_in_threads(monkeypatch)
-    monkeypatch.setattr(GlooGroup, "close", lambda _: seen.append(folder.is_dir()))
-    engines = [engine(saved(tmp_path, "qwen3"), 2)]
-    folder = Path(engines[0]._runner.group._folder)
+    monkeypatch.setattr(GlooGroup, "close", lambda _: seen.append(folders[0].is_dir()))
+    engines: list[Any] = [engine(saved(tmp_path, "qwen3"), 2)]
+    folders.append(Path(engines[0]._runner.group._folder))
     end(engines.pop())
     assert seen == [True]
-    assert not folder.exists()
+    assert not folders[0].exists()
 
 
 @pytest.mark.slow
