@@ -32,7 +32,7 @@ class ProberLost(EngineError):
     """The prober process ends as often as it is started."""
 
 
-class _Lane:
+class _TrialLane:
     """A socket on which one trial at a time is asked for.
 
     It is not closed under who waits on it: the next socket has its number, and a thread that was
@@ -66,7 +66,7 @@ class ProberLink:
         self._num_lanes = num_lanes
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._lanes: list[_Lane] = []
+        self._lanes: list[_TrialLane] = []
         self._is_closed = False
 
     def start(self) -> None:
@@ -96,7 +96,7 @@ class ProberLink:
         if process is not None:
             self._discard(process)
 
-    def _running(self) -> tuple[subprocess.Popen[bytes] | None, list[_Lane]]:
+    def _running(self) -> tuple[subprocess.Popen[bytes] | None, list[_TrialLane]]:
         """Return the process and its lanes, started unless it runs; None once this is closed.
 
         Both in one step: another lane may find the process dead and discard it at any moment.
@@ -124,7 +124,7 @@ class ProberLink:
         for ours, their_end in pairs:
             their_end.close()
             ours.settimeout(self._limits.wall_s + _START_S)
-            self._lanes.append(_Lane(ours))
+            self._lanes.append(_TrialLane(ours))
 
     def _discard(self, process: subprocess.Popen[bytes]) -> None:
         """End a process, unless another thread has replaced it already."""

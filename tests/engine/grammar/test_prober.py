@@ -25,7 +25,7 @@ from patience import PATIENCE_S
 from tokenbus.engine.child_process import receive_message
 from tokenbus.engine.grammar.limits import GrammarLimits
 from tokenbus.engine.grammar.prober import Prober, _Child
-from tokenbus.engine.grammar.prober_link import ProberLink, _Lane
+from tokenbus.engine.grammar.prober_link import ProberLink, _TrialLane
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.grammar.watched_answer import WatchedAnswer
 from tokenbus.engine.types import GrammarKind, GrammarSpec
@@ -258,8 +258,8 @@ def test_killed_prober_mixes_nothing_up(
 def test_lane_is_not_closed_under_who_waits_on_it() -> None:
     """Its descriptor becomes nobody else's before the one who asked has heard of the end."""
     ours, theirs = socket.socketpair()
-    lane = _Lane(ours)
-    with ThreadPoolExecutor(2) as threads:
+    lane = _TrialLane(ours)
+    with ThreadPoolExecutor(2) as threads, theirs:
         asked = threads.submit(lane.ask, "what?")
         assert receive_message(theirs) == "what?"
         closed = threads.submit(lane.close)
