@@ -4,12 +4,13 @@
 
 The text is the project's own documentation, in windows of 512 tokens. Weights of the layers are
 rounded as a worker rounds them while loading, or as checkpoints in blocks have them; the head
-stays. Keys and values are rounded per token and head, as pages of FP8 hold them, rows where a GPU
-multiplies in FP8: those of FP8 weights but a lone one, and many at a time of four bits, which are
-rounded to FP8 as well then. Everything is computed in float32, so that what is printed is the cost of the format and of no kernel: mean and
-largest difference of the text's log-probabilities from those of the plain weights, the divergence
-of the distributions in nats, how often the first choice is the same, and perplexity. The line of
-bfloat16 is the plain model computed in bfloat16: what a format's cost may be compared with.
+stays. Keys and values are rounded per token and head, as pages of FP8 hold them, and rows where a
+GPU multiplies in FP8: those of FP8 weights but a lone one, and many at a time of four bits, whose
+weights are rounded to FP8 as well then. Everything is computed in float32, so that what is printed
+is the cost of the format and of no kernel: mean and largest difference of the text's
+log-probabilities from those of the plain weights, the divergence of the distributions in nats, how
+often the first choice is the same, and perplexity. The line of bfloat16 is the plain model computed
+in bfloat16: what a format's cost may be compared with.
 
 The demo model's file holds 4 bits in groups of 32: groups of 32 find these again, others do not.
 """
