@@ -107,10 +107,9 @@ def _up_kernel(
         up *= tl.load(scales + gates + N, mask=live, other=0.0)
     y = gate(y, ACT) * up
     tl.store(acted + place * N + rows, y.to(acted.dtype.element_ty), mask=live)
-    if watch is not None:
-        if tl.program_id(0) == 0:
-            tl.atomic_add(watch, tl.full([], TOP, tl.int64))
-            tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
+    if watch is not None and tl.program_id(0) == 0:
+        tl.atomic_add(watch, tl.full([], TOP, tl.int64))
+        tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
 
 
 @triton.jit

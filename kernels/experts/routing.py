@@ -18,7 +18,6 @@ import triton.language as tl
 
 from tokenbus.kernels.experts.scores import NO_SCORE, RouterRule, check_logits, scores_of
 from tokenbus.kernels.launch import (
-    ceil_div,
     dependent_launch,
     next_power_of_2,
     release_successor,
