@@ -129,12 +129,11 @@ def _router_kernel(
         tl.store(row_scales + row, by_row + tl.sum(exact - exact), mask=begin == 0)
     logit = tl.sum(w.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
     tl.store(logits + row * L + outs, logit.to(logits.dtype.element_ty), mask=live)
-    if CHOOSES:
-        if _is_last(arrivals + row, tl.num_programs(0)):
-            # Each warp chooses by itself: nothing passes between them at every turn.
-            same = row + tl.zeros([WARPS], tl.int32)
-            choose_rows(logits, experts, weights, same, same >= 0, L, E, TOP, BLOCK_E, RENORMALISE,
-                        BY_LOGITS, UNIFORM)  # fmt: skip
+    if CHOOSES and _is_last(arrivals + row, tl.num_programs(0)):
+        # Each warp chooses by itself: nothing passes between them at every turn.
+        same = row + tl.zeros([WARPS], tl.int32)
+        choose_rows(logits, experts, weights, same, same >= 0, L, E, TOP, BLOCK_E, RENORMALISE,
+                    BY_LOGITS, UNIFORM)  # fmt: skip
 
 
 def route_few(
