@@ -19,6 +19,7 @@ from tokenbus.engine.models.ops import TorchOps, tell_widened
 from tokenbus.engine.models.triton_products import (
     GATES,
     MAX_FUSED_ROWS,
+    MAX_STEPS_ROWS,
     TRITON_PRODUCTS,
     Fp8Product,
     FusedProduct,
@@ -40,13 +41,13 @@ if TYPE_CHECKING:
     from tokenbus.engine.attention.triton_attention import TritonAttention
     from tokenbus.engine.interfaces import ForwardContext
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
-    from tokenbus.engine.models.product import ProductTable
+    from tokenbus.engine.models.product import Product, ProductTable
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.exchange import Boxes
 
 _Item = TypeVar("_Item")
-# The share of a device's memory that weights of four bits may take written out as well.
-_WIDE_SHARE = 0.125
+# The share of a device's memory that weights of four bits may take in FP8 as well.
+_ROUNDED_SHARE = 0.125
 # The sides of the boxes: the two sums of a layer take turns.
 ATTENTION, MLP = range(2)
 
@@ -97,6 +98,7 @@ class TritonOps(TorchOps):
         self._fused: list[_FusedLayer] | None = None
         self._shares = False
         self._rounded: list[_RoundedLayer] | None = None
+        self._rounded_above = MAX_FUSED_ROWS
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Bind every linear to its product, and to its neighbours where layers can be fused."""
@@ -107,7 +109,8 @@ class TritonOps(TorchOps):
         for linear in linears:
             if isinstance(linear.product, Int4Product) or _is_widened(linear):
                 linear.weight = without_storage(linear.weight)
-        _keep_wide([item.product for item in linears if isinstance(item.product, Int4Product)])
+        if _keep_rounded([linear.product for linear in linears[:-1]]):
+            self._rounded_above = MAX_STEPS_ROWS
         self._bind_mixtures(tensors)
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
         if not plain or config.activation not in GATES:
@@ -225,7 +228,7 @@ class TritonOps(TorchOps):
         boxes = self.ranks.boxes
         if boxes is not None and not boxes.holds(hidden):
             return None
-        if self._rounded is not None and hidden.shape[0] > MAX_FUSED_ROWS:
+        if self._rounded is not None and hidden.shape[0] > self._rounded_above:
             return self._run_rounded(self._rounded, tensors, hidden, ctx)
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
             return None if boxes is None else self._run_shared(boxes, tensors, hidden, ctx)
@@ -352,7 +355,7 @@ def _norm_of(weight: Tensor | None, eps: float) -> NextNorm | None:
 
 
 def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:
-    """Return a layer of FP8 linears, None if one of them is something else."""
+    """Return a layer's linears in FP8, None if one of them is not there in it."""
     qkv, o = _fp8_product(layer.qkv), _fp8_product(layer.o)
     if qkv is None or o is None:
         return None
@@ -368,18 +371,26 @@ def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:
 
 
 def _fp8_product(linear: Linear) -> Fp8Product | None:
-    return linear.product if isinstance(linear.product, Fp8Product) else None
+    product = linear.product
+    if isinstance(product, Int4Product):
+        return product.rounded
+    return product if isinstance(product, Fp8Product) else None
 
 
-def _keep_wide(products: list[Int4Product]) -> None:
-    """Write weights of four bits out beside their steps where the device has room to spare."""
-    if not products or not torch.cuda.is_available():
-        return
+def _keep_rounded(products: list[Product]) -> bool:
+    """Keep weights of four bits in FP8 too where the device multiplies it and has room to spare."""
+    steps = [product for product in products if isinstance(product, Int4Product)]
+    if not steps or not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+        return False
     free_bytes, total_bytes = torch.cuda.mem_get_info()
-    num_bytes = sum(product.wide_bytes for product in products)
-    if num_bytes <= min(_WIDE_SHARE * total_bytes, free_bytes / 2):
-        for product in products:
-            product.keep_wide()
+    room = min(_ROUNDED_SHARE * total_bytes, free_bytes / 2)
+    if sum(product.rounded_bytes for product in steps) > room:
+        return False
+    if not all(product.may_be_rounded for product in steps):
+        return False
+    for product in steps:
+        product.keep_rounded()
+    return True
 
 
 def _is_widened(linear: Linear) -> bool:

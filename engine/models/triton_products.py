@@ -6,7 +6,7 @@ It is one file because the kinds are a closed set, and the table at its end is a
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,6 +60,8 @@ GATES: dict[Activation, ActivationKind] = {
 }
 # Rows up to which small_linear chooses between its own kernels and cuBLAS.
 MAX_FUSED_ROWS = 16
+# Rows up to which steps of four bits are multiplied by as they are, if FP8 is kept beside them.
+MAX_STEPS_ROWS = 64
 
 
 class FusedProduct(Product):
@@ -240,7 +242,10 @@ class Fp8Product(FusedProduct):
 
 
 class Int4Product(FusedProduct):
-    """A weight of four bits, packed once for rows in the model's dtype."""
+    """A weight of four bits, packed once, for rows in the model's dtype.
+
+    rounded: the same in FP8, for more than MAX_STEPS_ROWS of them; None unless it is kept.
+    """
 
     def __init__(self, weight: Int4GroupWeight, bias: Tensor | None) -> None:
         """Pack a weight whose groups 32 divides, or whose rows are one group."""
@@ -250,26 +255,38 @@ class Int4Product(FusedProduct):
         self._dtype = weight.dtype
         self._bias = bias
         self._plain = Fusion(bias=bias)
+        self.rounded: Fp8Product | None = None
 
     @property
-    def wide_bytes(self) -> int:
-        """Bytes that the weight takes written out."""
-        num_outputs, num_inputs = self._packed.shape
-        return num_outputs * num_inputs * self._dtype.itemsize
+    def may_be_rounded(self) -> bool:
+        """Whether FP8 has kernels for the weight, and its model fewer digits than float32."""
+        return self._dtype.itemsize == 2 and all(size % 16 == 0 for size in self._packed.shape)
 
-    def keep_wide(self) -> None:
-        """Write the weight out beside its steps, for many rows."""
-        wide = widened_int4(self._packed, self._dtype)
-        self._packed = replace(self._packed, wide=wide)
+    @property
+    def rounded_bytes(self) -> int:
+        """Bytes that the weight takes in FP8, its scales left out."""
+        return prod(self._packed.shape)
+
+    def keep_rounded(self) -> None:
+        """Keep the weight in FP8 too, each output to a scale of its own."""
+        values, order = widened_int4(self._packed, self._dtype), self._packed.order
+        if order is not None:
+            values = values.index_select(1, order.argsort())
+        rows = quantize_rows(values)
+        self.rounded = Fp8Product(Fp8Weight(rows.values, rows.scales, self._dtype), self._bias)
 
     def multiply(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], dtype of x."""
+        if self.rounded is not None and x.shape[0] > MAX_STEPS_ROWS:
+            return self.rounded.multiply(x)
         return int4_linear(x.contiguous(), self._packed, self._plain)
 
     def gated(self, x: Tensor, kind: Activation) -> Tensor:
         """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
         if kind not in GATES:
             return Product.gated(self, x, kind)
+        if self.rounded is not None and x.shape[0] > MAX_STEPS_ROWS:
+            return self.rounded.gated(x, kind)
         return int4_linear(x.contiguous(), self._packed, Fusion(bias=self._bias, act=GATES[kind]))
 
     def unrounded(self, x: Tensor) -> Tensor:

@@ -37,8 +37,7 @@ class PackedInt4:
     words: [strips, blocks, 8, 32] int16. metas: [groups, out] int32, the zero point in the low half
     and the bits of the scale, of `scale_dtype`, in the high half. group: inputs of a group: 32, 64
     or 128; the groups are those of whole blocks. order: [in] int64, a permutation: column j is
-    input order[j]; None where column j is input j. wide: the same numbers written out, [out, in],
-    in the dtype of the rows, for many of these; None where there is no room for both.
+    input order[j]; None where column j is input j.
     """
 
     words: Tensor
@@ -47,7 +46,6 @@ class PackedInt4:
     group: int
     scale_dtype: torch.dtype
     order: Tensor | None = None
-    wide: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -53,9 +53,8 @@ def int4_linear(
 
     A lone row of two bytes is multiplied as it is, a few more are split into two numbers of e4m3
     first (see `split_rows`), which keeps more of a row's largest numbers than bfloat16 does. More
-    rows stay as they are, and weights are
-    widened to their dtype in registers. Where cuBLAS is faster over widened weights, it gets
-    `weight.wide`, or they are written out for it, unless `tuning` is given.
+    rows stay as they are, and weights are widened to their dtype in registers. Where cuBLAS is
+    faster over widened weights, they are written out for it, unless `tuning` is given.
 
     Args:
         x: [M, K], contiguous, bfloat16, float16 or float32. weight: [N, K], or [2 N, K] with
@@ -80,7 +79,6 @@ def int4_linear(
             fusion.role,
             splits_rows=splits_rows,
             takes_vector=splits_rows and in_pairs and weight.order is None,
-            has_wide=_wide(weight, x.dtype) is not None,
         )
     out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
     if isinstance(tuning, Int4VectorTuning):
@@ -130,16 +128,9 @@ def _check(x: Tensor, weight: PackedInt4, fusion: Fusion, width_out: int) -> Non
     fusion.check(x.shape[0], weight.shape[0], width_out)
 
 
-def _wide(weight: PackedInt4, dtype: torch.dtype) -> Tensor | None:
-    """Return the weight written out in a dtype, None if it is not."""
-    return weight.wide if weight.wide is not None and weight.wide.dtype == dtype else None
-
-
 def _by_widening(x: Tensor, weight: PackedInt4, fusion: Fusion, dtype: torch.dtype) -> Tensor:
     """Multiply through cuBLAS, one kernel per step."""
-    values = _wide(weight, x.dtype)
-    if values is None:
-        values = widened_int4(weight, x.dtype)
+    values = widened_int4(weight, x.dtype)
     if dtype == torch.float32:
         value = wide_linear(x, values, fusion.bias)
     else:

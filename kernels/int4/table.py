@@ -14,9 +14,8 @@ from tokenbus.kernels.linear.table import LinearRole
 
 # Multiprocessors of an H100 or H200.
 _PROCESSORS = 132
-# Rows up to which writing weights out for cuBLAS costs more than it gains, and up to which cuBLAS
-# is slower over weights that are written out already: for large products, and for others.
-_MAX_ROWS, _MAX_WIDE_ROWS, _MAX_NARROW_ROWS = 256, 128, 64
+# Rows up to which writing weights out for cuBLAS costs more than it gains.
+_MAX_ROWS = 256
 # Outputs from which on tiles alone keep the whole chip busy, and inputs from which on a tile's are
 # worth a long queue.
 _WIDE, _LONG = 16384, 8192
@@ -34,23 +33,18 @@ def choose_int4_tuning(
     *,
     splits_rows: bool = True,
     takes_vector: bool = False,
-    has_wide: bool = False,
 ) -> Int4Tuning | Int4RowsTuning | Int4VectorTuning | None:
     """Pick the layout for [num_rows, width_in] times [width_out, width_in] transposed.
 
     None where widening the weights and cuBLAS are faster. splits_rows: a few rows may be split.
     takes_vector: a lone row may be multiplied as it is.
-    has_wide: the weights are widened already.
     """
     outputs = width_out * (2 if role is LinearRole.GATED else 1)
     num_blocks = next_power_of_2(ceil_div(width_in, BLOCK))
     if num_rows == 1 and takes_vector and num_blocks <= _MAX_VECTOR_BLOCKS:
         return _lone_row(num_blocks, outputs)
     is_narrow = outputs < _WIDE and width_in < _LONG
-    limit = _MAX_ROWS
-    if has_wide:
-        limit = _MAX_NARROW_ROWS if is_narrow else _MAX_WIDE_ROWS
-    if num_rows > limit:
+    if num_rows > _MAX_ROWS:
         return None
     if splits_rows and num_rows <= MAX_SPLIT_ROWS:
         return _few_rows(num_rows, width_in, outputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -230,20 +229,6 @@ def test_groups_are_cut_into_what_a_block_holds() -> None:
         with pytest.raises(KernelInputError, match=reason):
             int4_linear(x, packed, tuning=_VECTOR)
     assert int4_linear(_randn(0, 128), packed).shape == (0, 16)
-
-
-def test_many_rows_meet_the_weights_that_are_written_out() -> None:
-    """Where both forms are kept, few rows read the steps and many the numbers."""
-    packed, values = _weight(48, 256, 128, has_order=True)
-    other = replace(packed, wide=2 * widened_int4(packed, HALF))
-    for num_rows, factor in ((3, 1), (17, 1), (65, 2)):
-        x = _randn(num_rows, 256, dtype=HALF)
-        expected = factor * (x.float() @ values.T)
-        error = (int4_linear(x, other).float() - expected).norm() / expected.norm()
-        assert error < 6e-3
-    wrong = replace(packed, wide=torch.zeros(48, 256, device=DEVICE))
-    x = _randn(65, 256, dtype=HALF)
-    assert int4_linear(x, wrong).equal(int4_linear(x, replace(packed, wide=None)))
 
 
 @pytest.mark.parametrize("role", list(LinearRole))
