@@ -4,11 +4,13 @@
 
 The text is the project's own documentation, in windows of 512 tokens. Weights of the layers are
 rounded as a worker rounds them while loading, or as checkpoints in blocks have them; the head
-stays. Keys and values are rounded per token and head, as pages of FP8 hold them. Everything is
-computed in float32, so that what is printed is the cost of the format and of no kernel: mean and
-largest difference of the text's log-probabilities from those of the plain weights, the divergence
-of the distributions in nats, how often the first choice is the same, and perplexity. The line of
-bfloat16 is the plain model computed in bfloat16: what a format's cost may be compared with.
+stays. Keys and values are rounded per token and head, as pages of FP8 hold them, and rows where a
+GPU multiplies in FP8: those of FP8 weights but a lone one, and many at a time of four bits, whose
+weights are rounded to FP8 as well then. Everything is computed in float32, so that what is printed
+is the cost of the format and of no kernel: mean and largest difference of the text's
+log-probabilities from those of the plain weights, the divergence of the distributions in nats, how
+often the first choice is the same, and perplexity. The line of bfloat16 is the plain model computed
+in bfloat16: what a format's cost may be compared with.
 
 The demo model's file holds 4 bits in groups of 32: groups of 32 find these again, others do not.
 """
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,14 @@ _WEIGHTS: dict[str, Callable[[Tensor], Any]] = {
     "int4, scale and low per 32": round_to_int4,
 }
 
+# What many rows are multiplied by on a GPU when they are rounded themselves.
+_MULTIPLIED_IN_FP8: dict[str, Callable[[Tensor], Any]] = {
+    "fp8 per output, rows too": round_to_fp8,
+    "int4 per 128, then both in fp8": lambda weight: round_to_fp8(
+        round_to_int4_groups(weight).dequantised().bfloat16()
+    ),
+}
+
 
 def rounded_rows(x: Tensor) -> Tensor:
     """Round the last axis to e4m3 with a scale of its own, and back."""
@@ -92,6 +102,21 @@ def rounded_pages(model: Any) -> Iterator[None]:
         yield
     finally:
         modeling_llama.apply_rotary_pos_emb = rotate
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def rounded_inputs(model: Any) -> Iterator[None]:
+    """Let the layers' linears round each row that they multiply."""
+    hooks = [
+        module.register_forward_pre_hook(lambda _module, inputs: (rounded_rows(inputs[0]),))
+        for module in model.model.layers.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        yield
+    finally:
         for hook in hooks:
             hook.remove()
 
@@ -157,9 +182,10 @@ def main() -> None:
     note("plain", plain)
     note("bfloat16", half)
     del half
-    for name, round_to in _WEIGHTS.items():
+    for name, round_to in (_WEIGHTS | _MULTIPLIED_IN_FP8).items():
         kept = weights_rounded(model, round_to)
-        note(name, distributions(model, windows))
+        with rounded_inputs(model) if name in _MULTIPLIED_IN_FP8 else nullcontext():
+            note(name, distributions(model, windows))
         for module, values in kept.items():
             model.model.layers.get_submodule(module).weight.data = values
     with rounded_pages(model):
