@@ -18,8 +18,11 @@ _log = logging.getLogger(__name__)
 
 # Tables that are computed, and were saved all the same.
 _COMPUTED = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
-# Scales of a KV cache in 8 bits. Pages have the model's dtype, or scales of their own.
-_KV_SCALE = re.compile(r"(^|\.)(self_attn|attn)\.([qkv]_proj\.)?(k|v|kv|q|prob|output)_scale$")
+# Scales and zero points of a KV cache in 8 bits. Pages have the model's dtype, or scales of their
+# own.
+_KV_SCALE = re.compile(
+    r"(^|\.)(self_attn|attn)\.((q|k|v|qkv)_proj\.)?(k|v|kv|q|prob|output)_(scale|zero_point)$"
+)
 # Names that formats of quantised weights use, besides `weight` and `bias`.
 _QUANTISED = re.compile(
     r"(scale|scales|scale_inv|zero|zeros|zero_point|g_idx|perm|qweight|weight_packed|weight_shape"

@@ -7,6 +7,7 @@ options without a reader are refused by name.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +31,25 @@ _MODELOPT_FILE = "hf_quant_config.json"
 
 @dataclass(frozen=True, slots=True)
 class ListScheme:
-    """One format for all modules but those on a list; the head is plain unless `reads_head`."""
+    """One format for all modules but those on a list; the head is plain unless `reads_head`.
+
+    rules: expressions for the start of a name, each with the format of what it matches, None for
+    plain numbers; the first that matches counts.
+    """
 
     name: str
     format: PartFormat
     left_out: tuple[str, ...]
     reads_head: bool = False
+    rules: tuple[tuple[re.Pattern[str], PartFormat | None], ...] = ()
 
     def format_of(self, names: Sequence[str], *, is_head: bool) -> PartFormat | None:
         """Return the format, None for what was left out."""
         if (is_head and not self.reads_head) or is_listed(names, self.left_out):
             return None
+        for pattern, found in self.rules:
+            if any(pattern.match(name) for name in names):
+                return found
         return self.format
 
 
@@ -93,7 +102,7 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme:
         )
     try:
         return read(config)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise ModelUnsupported(
             f"the quantization_config of {method} cannot be read: {type(error).__name__} {error}"
         ) from error
@@ -112,6 +121,11 @@ def _fp8(config: Mapping[str, Any]) -> Scheme:
     return ListScheme("fp8", Fp8BlockFormat(outputs, inputs), left_out)
 
 
+def _fbgemm(config: Mapping[str, Any]) -> Scheme:
+    # An upper bound of the activations' scales is for kernels that round these.
+    return ListScheme("fbgemm_fp8", Fp8Format(), _names(config, "modules_to_not_convert"))
+
+
 def _awq(config: Mapping[str, Any]) -> Scheme:
     _expect(config, "awq", version=("gemm",), zero_point=(True,))
     if int(config.get("bits", config.get("w_bit", 0))) != 4:
@@ -121,22 +135,32 @@ def _awq(config: Mapping[str, Any]) -> Scheme:
 
 
 def _gptq(config: Mapping[str, Any]) -> Scheme:
-    bits = int(config["bits"])
-    if bits not in (4, 8):
-        raise ModelUnsupported(f"gptq weights of {bits} bits cannot be read, 4 and 8 can")
     version = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
     if version not in ("gptq", "gptq_v2") or config.get("is_marlin_format"):
         raise ModelUnsupported(f"gptq weights are laid out for {version}, which cannot be read")
-    if config.get("dynamic"):
-        raise ModelUnsupported("gptq weights have settings per module (dynamic), cannot be read")
-    found = GptqFormat(
-        bits,
-        _group(config.get("group_size"), "gptq"),
-        zeros_less_one=version == "gptq",
-        has_order=bool(config.get("desc_act", False)),
+
+    def format_by(told: Mapping[str, Any]) -> GptqFormat:
+        bits = int(told["bits"])
+        if bits not in (4, 8):
+            raise ModelUnsupported(f"gptq weights of {bits} bits cannot be read, 4 and 8 can")
+        group, has_order = _group(told.get("group_size"), "gptq"), bool(told.get("desc_act", False))
+        return GptqFormat(bits, group, zeros_less_one=version == "gptq", has_order=has_order)
+
+    # Settings of some modules: of what stands behind `-:` there are none, it is plain.
+    rules = tuple(
+        (
+            re.compile(pattern.removeprefix("-:").removeprefix("+:")),
+            None if pattern.startswith("-:") else format_by({**config, **more}),
+        )
+        for pattern, more in (config.get("dynamic") or {}).items()
     )
-    left_out = _names(config, "modules_to_not_convert")
-    return ListScheme("gptq", found, left_out, reads_head=bool(config.get("lm_head", False)))
+    return ListScheme(
+        "gptq",
+        format_by(config),
+        _names(config, "modules_to_not_convert"),
+        reads_head=bool(config.get("lm_head", False)),
+        rules=rules,
+    )
 
 
 def _modelopt(config: Mapping[str, Any]) -> Scheme:
@@ -159,6 +183,7 @@ def _modelopt(config: Mapping[str, Any]) -> Scheme:
 _METHODS: Mapping[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "compressed-tensors": CompressedScheme.of,
     "fp8": _fp8,
+    "fbgemm_fp8": _fbgemm,
     "awq": _awq,
     "gptq": _gptq,
     "modelopt": _modelopt,

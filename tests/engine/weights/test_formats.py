@@ -196,6 +196,15 @@ _FORMATS: dict[str, tuple[StoredFormat, type[Any]]] = {
         ),
         Fp8Weight,
     ),
+    "fbgemm": (
+        StoredFormat(
+            {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}
+            | {"modules_to_not_convert": ["model.layers.0.self_attn.q_proj", "lm_head"]},
+            fp8_rows,
+            left_out=("lm_head", "layers.0.self_attn.q_proj"),
+        ),
+        Fp8Weight,
+    ),
     "fp8-whole-by-transformers": (
         StoredFormat(
             _BLOCKS | {"activation_scheme": "static", "weight_block_size": None},
@@ -244,6 +253,25 @@ _FORMATS: dict[str, tuple[StoredFormat, type[Any]]] = {
         StoredFormat(_gptq(checkpoint_format="gptq_v2"), partial(gptq, version=2)),
         Int4GroupWeight,
     ),
+    "gptq-dynamic": (
+        StoredFormat(
+            _gptq(
+                dynamic={
+                    "-:.*layers\\.1\\.mlp": {},
+                    "+:.*\\.down_proj": {"bits": 8, "group_size": -1},
+                    ".*mlp": {"desc_act": True},
+                }
+            ),
+            gptq,
+            left_out=("lm_head", "layers.1.mlp"),
+            others={
+                "down_proj": partial(gptq, bits=8, group=-1),
+                "gate_proj": partial(gptq, has_order=True),
+                "up_proj": partial(gptq, has_order=True),
+            },
+        ),
+        Int4GroupWeight,
+    ),
     "gptq-8": (StoredFormat(_gptq(bits=8), partial(gptq, bits=8)), Int8GroupWeight),
     "gptq-8-ordered-head": (
         StoredFormat(
@@ -278,8 +306,12 @@ def test_a_calibrated_kv_cache_leaves_weights_plain(model: Any, tmp_path: Path) 
     told = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
     everything = StoredFormat({}, fp8_rows, left_out=("",), modelopt_file=told)
     numbers = save_as(model, tmp_path, everything)
-    scale = {"model.layers.0.self_attn.k_proj.k_scale": torch.ones(1)}
-    save_file(numbers | scale, tmp_path / "model.safetensors")
+    attention = "model.layers.0.self_attn"
+    scales = {
+        f"{attention}.{last}": torch.ones(1)
+        for last in ("k_proj.k_scale", "qkv_proj.v_scale", "v_scale", "k_zero_point")
+    }
+    save_file(numbers | scales, tmp_path / "model.safetensors")
     loaded: Any = load_model(tmp_path, stepwise_backend(), dtype="float32").model
     assert {type(linear.weight) for linear in loaded.tensors.linears()} == {PlainWeight}
 
