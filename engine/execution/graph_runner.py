@@ -24,6 +24,7 @@ from tokenbus.engine.execution.pending_step import PendingStep
 from tokenbus.engine.execution.prompt_graphs import PromptGraphs
 from tokenbus.engine.execution.runner import Runner
 from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.plan import FILTERS, LOGIT_RULES, Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
@@ -251,7 +252,8 @@ class GraphRunner(Runner):
     @torch.inference_mode()
     def _compile_ahead(self, steps: list[tuple[int, int]]) -> None:
         """Compile all kernels at once; the passes themselves compute nothing yet."""
-        with compiling_ahead():
+        few_layers = self.model.abridged() if isinstance(self.model, Decoder) else nullcontext()
+        with compiling_ahead(), few_layers:
             # The draws' take the compiler longest: begun first, they do not keep the end waiting.
             self._rehearse_draws()
             for size in self._buckets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from tokenbus.engine.parallel.collective import Alone, Collective
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from tokenbus.engine.interfaces import ForwardContext
@@ -60,6 +63,15 @@ class Decoder:
         for layer in tensors.layers:
             branch, residual = self._layer(layer, branch, residual, ctx)
         return residual if branch is None else residual.float() + branch
+
+    @contextmanager
+    def abridged(self) -> Iterator[None]:
+        """Take passes through few layers inside, which launch every kernel that all of them do."""
+        whole, self.tensors = self.tensors, self.tensors.abridged()
+        try:
+            yield
+        finally:
+            self.tensors = whole
 
     def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
         """hidden: [M, H], chosen rows only -> [M, V] float32, or x's dtype if not `exact`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from torch import Tensor
 
     from tokenbus.engine.kv_cache import AttentionSpec
@@ -114,6 +117,26 @@ class DecoderLayer:
         """Return the layer's projections in the order they run, those of experts left out."""
         return self.qkv, self.o, *self.mlp.linears()
 
+    def kind(self) -> Hashable:
+        """Return what decides on the kernels that the layer launches: no number of its weights."""
+        linears = tuple(
+            (type(item.weight), item.weight.shape, item.weight.dtype, item.bias is not None)
+            for item in (*self.linears(), *self.mlp.stacks())
+        )
+        norms = tuple(
+            None if norm is None else (norm.shape, norm.dtype)
+            for norm in (
+                self.pre_attention_norm,
+                self.post_attention_norm,
+                self.pre_mlp_norm,
+                self.post_mlp_norm,
+                self.q_norm,
+                self.k_norm,
+            )
+        )
+        spec = replace(self.spec, layer_idx=0)
+        return spec, self.rope is not None, type(self.mlp), linears, norms
+
     def weights_per_token(self) -> int:
         """Numbers that one token is multiplied by."""
         attention = sum(prod(linear.weight.shape) for linear in (self.qkv, self.o))
@@ -133,6 +156,20 @@ class DecoderTensors:
     def linears(self) -> list[Linear]:
         """Return the projections of all layers in the order they run, then the head."""
         return [*(linear for layer in self.layers for linear in layer.linears()), self.lm_head]
+
+    def abridged(self) -> DecoderTensors:
+        """Return the same with few layers: the first two of each kind, and the last of all.
+
+        The first one has nothing to add to, and the last none behind it.
+        """
+        kept: list[DecoderLayer] = []
+        seen: Counter[Hashable] = Counter()
+        for layer in self.layers:
+            kind = layer.kind()
+            seen[kind] += 1
+            if seen[kind] <= 2 or layer is self.layers[-1]:
+                kept.append(layer)
+        return replace(self, layers=kept)
 
     def mixtures(self) -> list[Mixture]:
         """Return the mixtures of all layers in the order they run."""

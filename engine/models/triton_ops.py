@@ -234,7 +234,8 @@ class TritonOps(TorchOps):
             return None if boxes is None else self._run_shared(boxes, tensors, hidden, ctx)
         eps = tensors.config.norm_eps
         residual, is_normed = widen(hidden), False
-        for fused in self._fused:
+        for layer in tensors.layers:
+            fused = self._fused[layer.spec.layer_idx]
             x = None if is_normed else self._row_attention(hidden, fused.layer, eps, ctx)
             if x is None:
                 qkv = fused.plain_qkv(hidden) if is_normed else fused.qkv(hidden)
@@ -283,7 +284,8 @@ class TritonOps(TorchOps):
     ) -> Tensor:
         eps, act = tensors.config.norm_eps, GATES[tensors.config.activation]
         branch, residual = hidden, None
-        for item in layers:
+        for layer in tensors.layers:
+            item = layers[layer.spec.layer_idx]
             norm = item.layer.pre_attention_norm
             assert norm is not None
             rows, residual = item.qkv.norm_rounded(branch, residual, norm, eps)
