@@ -12,7 +12,7 @@ from models.backends import cpu_backend, stepwise_backend
 from models.greedy_driver import GreedyDriver, draw_prompts
 from models.made_up import HalvedWeight
 from models.triton_model import triton_backend
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen2Config
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.linear_weight import (
@@ -213,3 +213,16 @@ def test_a_kind_that_a_device_does_not_know_is_named() -> None:
     plain = PlainWeight(torch.randn(4, 4))
     with pytest.raises(ModelUnsupported, match=r"HalvedWeight.*PlainWeight.*Int4GroupWeight"):
         entry_of(TRITON_PRODUCTS, HalvedWeight(plain, plain))
+
+
+def test_few_layers_stand_for_all() -> None:
+    """Two of each kind are left and the last one, inside alone: what all layers launch, they do."""
+    window = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 3}
+    config = Qwen2Config(**tiny_sizes(num_hidden_layers=7), **window)
+    decoder: Any = build_model(config, None, stepwise_backend(), dtype=_DTYPE, max_model_len=64)
+    layers = decoder.tensors.layers
+    odd = layers[5]
+    odd.o.weight = round_to_fp8(odd.o.weight.values)
+    with decoder.abridged():
+        assert [layer.spec.layer_idx for layer in decoder.tensors.layers] == [0, 1, 3, 4, 5, 6]
+    assert decoder.tensors.layers is layers
