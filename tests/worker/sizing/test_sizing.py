@@ -101,6 +101,18 @@ def test_model_that_is_not_counted_is_refused(tmp_path: Path) -> None:
         read_model_size(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("gpu_gib", "bytes_each"), [(80.0, 1.5234), (30.0, 0.5234), (None, 0.5234)]
+)
+def test_weights_of_four_bits_are_kept_in_fp8_where_there_is_room(
+    gpu_gib: float | None, bytes_each: float
+) -> None:
+    """A byte a weight of the layers more, up to an eighth of the GPU's memory."""
+    model = ModelSize(1, 1, 128, layer_parameters=4 * GIB, other_parameters=0)
+    machine = _machine(gpu_gib=gpu_gib, quantization="int4")
+    assert _sizes(model, machine)["weights"].value == pytest.approx(4 * GIB * bytes_each, rel=1e-4)
+
+
 @pytest.mark.parametrize("pages", ["bfloat16", "fp8"])
 def test_page_is_as_large_as_the_engines(pages: str) -> None:
     """A page takes the bytes that the KV cache asks for."""
