@@ -254,15 +254,15 @@ class GraphRunner(Runner):
         """Compile all kernels at once; the passes themselves compute nothing yet."""
         few_layers = self.model.abridged() if isinstance(self.model, Decoder) else nullcontext()
         with compiling_ahead(), few_layers:
-            # The draws' take the compiler longest: begun first, they do not keep the end waiting.
+            # The draws' take the compiler longest, then those of rows that share runs, compiled
+            # apart by octaves of them: begun first, they do not keep the end waiting.
             self._rehearse_draws()
-            for size in self._buckets:
-                self._decode_step(size, _PLAIN)
-            # Rows that share runs have kernels of their own, compiled apart by octaves of them.
             octaves = [size for size in self._buckets if size & (size - 1) == 0]
             with nullcontext() if self._sharing is None else self._sharing.assuming_runs():
                 for size in {*octaves, self._buckets[-1]}:
                     self._decode_step(size, _PLAIN)
+            for size in self._buckets:
+                self._decode_step(size, _PLAIN)
             for step in steps:
                 self._warm_step(*step)
             for step in steps[:1]:

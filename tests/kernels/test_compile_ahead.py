@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import torch
 import triton
@@ -18,8 +20,11 @@ def _fill_kernel(out, value, N: tl.constexpr):  # type: ignore[no-untyped-def] #
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_launches_compile_and_do_not_run() -> None:
-    """Inside nothing is written; afterwards the same launches compile nothing and write."""
+def test_launches_compile_and_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside nothing is written; afterwards the same launches compile nothing and write.
+
+    No compiler of another language is run for them either.
+    """
     out = torch.zeros(64, device="cuda")
     with compiling_ahead():
         for size in (16, 32, 64):
@@ -27,6 +32,7 @@ def test_launches_compile_and_do_not_run() -> None:
     torch.cuda.synchronize()
     assert not out.any()
     compiled: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *_given, **_options: pytest.fail("a process"))
     triton.knobs.runtime.jit_post_compile_hook = lambda **kwargs: compiled.append(kwargs)
     try:
         for size in (16, 32, 64):
