@@ -105,7 +105,7 @@ def _rounded_rows(values: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("gated", [False, True], ids=["product", "gate"])
 def test_many_rows_meet_the_weight_in_fp8(gated: bool) -> None:
-    """Up to 64 rows read the steps; more are rounded, inputs in the order of the rows."""
+    """Few rows read the steps; more are rounded, inputs in the order of the rows."""
     values = torch.randn(64, 256, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     shape = LinearShape((), 256, torch.float16, DEVICE)
     weight: Any = _OrderedReader().kind_of(values.half(), shape)
