@@ -55,6 +55,7 @@ class Judge:
         self._document = document
         self._matches = matches
         self._budget = budget
+        self._listed: dict[tuple[Node, str], frozenset[Any]] = {}
 
     def holds(self, claim: Claim, value: Any) -> bool:
         """Tell whether a claim is true of a value."""
@@ -81,12 +82,17 @@ class Judge:
     def _of_any(self, node: Node, value: Any) -> bool:
         if "type" in node.words and kind_of(value) not in kinds_of_type(node.words["type"]):
             return False
-        own = identity(value)
-        return all(
-            any(identity(one) == own for one in node.words[word])
-            for word in ("enum", "const")
-            if word in node.words
-        )
+        listed = [word for word in ("enum", "const") if word in node.words]
+        own = identity(value) if listed else None
+        return all(own in self._identities(node, word) for word in listed)
+
+    def _identities(self, node: Node, word: str) -> frozenset[Any]:
+        """Return what is equal for the values that a keyword lists; thousands may be asked for."""
+        found = self._listed.get((node, word))
+        if found is None:
+            found = frozenset(map(identity, node.words[word]))
+            self._listed[node, word] = found
+        return found
 
     def _in_place(self, node: Node, value: Any) -> bool:
         words, satisfies = node.words, self._satisfies

@@ -148,11 +148,15 @@ class SchemaWriter:
         return case
 
     def _listed(self, case: SchemaCase) -> list[Any]:
-        kept: list[Any] = []
+        different: dict[Any, Any] = {}
         for value in case.values or ():
-            is_new = kind_of(value) in case.kinds and not _among(value, kept)
-            if is_new and all(self.judge.holds(claim, value) for claim in case.claims):
-                kept.append(value)
+            if kind_of(value) in case.kinds:
+                different.setdefault(identity(value), value)
+        kept = [
+            value
+            for value in different.values()
+            if all(self.judge.holds(claim, value) for claim in case.claims)
+        ]
         if not kept:
             return []
         return [{"const": kept[0]} if len(kept) == 1 else {"enum": kept}]

@@ -239,9 +239,7 @@ class FormatChooser:
         turns += [result_of(call), *([] if shape else [words])]
         return RESULT in rendered(self._template, [USER, *turns], self._traits.tools_name)
 
-    def _calls(
-        self, num_calls: int, written: CallFormat | None = None
-    ) -> list[dict[str, object]]:
+    def _calls(self, num_calls: int, written: CallFormat | None = None) -> list[dict[str, object]]:
         """Return made-up calls, with the ids that a format gives its own."""
         calls = probe_calls(num_calls, short=self._traits.has_short_ids)
         if written is None or not written.keeps_id:

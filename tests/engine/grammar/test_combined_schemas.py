@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -13,6 +14,9 @@ from models.drawn_schemas import drawn_schema, drawn_value
 from models.schema_suite import is_accepted
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.grammar.json_schema import enforceable_schema
+from tokenbus.engine.grammar.schema import judge, writer
+from tokenbus.engine.grammar.schema.judge import identity
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -134,6 +138,25 @@ def test_combination_allows_what_it_says(
     grammar = compiler.compile(schema_spec(schema))
     assert [value for value in good if not is_accepted(grammar, tokenizer, value)] == []
     assert [value for value in bad if is_accepted(grammar, tokenizer, value)] == []
+
+
+def test_values_of_a_long_list_are_compared_by_looking_them_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of thousands none is held against all others."""
+    calls = Counter[str]()
+
+    def counted(value: Any) -> Any:
+        calls["identity"] += 1
+        return identity(value)
+
+    monkeypatch.setattr(judge, "identity", counted)
+    monkeypatch.setattr(writer, "identity", counted)
+    labels = [f"SKU-{idx:05d}" for idx in range(2000)]
+    schema = {"properties": {"sku": {"enum": [*labels, labels[0]]}}, "required": ["sku"]}
+    written = enforceable_schema(schema)
+    assert labels == written["properties"]["sku"]["enum"]
+    assert calls["identity"] <= 4 * len(labels)
 
 
 @pytest.mark.parametrize(

@@ -253,9 +253,9 @@ KNOWN = {
     "the id of a call in place of its name, as Kimi K2.5": (
         template_of(
             "<|tool_calls_section_begin|>"
-            + "{% for c in m.tool_calls %}<|tool_call_begin|>{{ c.id }}"
-            + "<|tool_call_argument_begin|>{{ c.function.arguments | tojson }}<|tool_call_end|>"
-            + "{% endfor %}<|tool_calls_section_end|>"
+            "{% for c in m.tool_calls %}<|tool_call_begin|>{{ c.id }}"
+            "<|tool_call_argument_begin|>{{ c.function.arguments | tojson }}<|tool_call_end|>"
+            "{% endfor %}<|tool_calls_section_end|>"
         ),
         "kimi-k2/none",
     ),
