@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 16
 # Most trials need 10 to 50 ms. What has taken longer than _QUICK_S yields to the engine's step, its
-# worker and the short trials of others: at this niceness a tenth of a core on which these compute.
-_QUICK_S, _YIELDING_NICENESS = 0.1, 10
+# worker and the short trials of others: beside one of them it has 0.3 of a core at this niceness.
+# At 10 with 0.1 s a tenant's long trials took so long that its waiting jobs held all pages.
+_QUICK_S, _YIELDING_NICENESS = 0.25, 4
 
 
 @dataclass(slots=True)
