@@ -47,6 +47,7 @@ class TritonAttention:
         self._max_rows = max_rows
         self._works: dict[_Shape, DecodeWork] = {}
         self._runs: Sequence[SharedRun] = ()
+        self._assumes_runs = False
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, ctx: ForwardContext
@@ -131,14 +132,17 @@ class TritonAttention:
     @contextmanager
     def assuming_runs(self) -> Iterator[None]:
         """Launch kernels for shared runs inside, whether there are runs or not."""
-        works = list(self._works.values())
-        for work in works:
-            work.assumes_runs = True
+        self._assume_runs(True)
         try:
             yield
         finally:
-            for work in works:
-                work.assumes_runs = False
+            self._assume_runs(False)
+
+    def _assume_runs(self, assumed: bool) -> None:
+        # Work lists that the passes inside allocate have them too.
+        self._assumes_runs = assumed
+        for work in self._works.values():
+            work.assumes_runs = assumed
 
     def pays(self, num_rows: int, num_pages: int) -> bool:
         """Tell whether reading a run together beats reading it per row."""
@@ -176,7 +180,7 @@ class TritonAttention:
                 min_saved_tokens=self.min_saved_tokens,
             )
             groups.assign(_groups_of(self._runs))
-        return DecodeWork(
+        work = DecodeWork(
             max_rows=self._max_rows,
             max_pages=ctx.kv.num_pages,
             page_size=ctx.kv.page_size,
@@ -187,6 +191,8 @@ class TritonAttention:
             sliding_window=spec.sliding_window,
             groups=groups,
         )
+        work.assumes_runs = self._assumes_runs
+        return work
 
 
 def _write(

@@ -117,6 +117,7 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
     )
     model: Any = loaded.model
     attention: Any = loaded.backend.attention
+    attention.min_saved_tokens = 0
     make_logits = model.logits
 
     def zero_logits(hidden: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -160,8 +161,11 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
 
 
 def random_requests(source: random.Random) -> Iterator[list[Request]]:
-    """Yield what arrives before each step: all lengths, some behind a prefix that they share."""
-    prefix = [source.randrange(CONFIG.vocab_size) for _ in range(256)]
+    """Yield what arrives before each step: all lengths, some behind a prefix that they share.
+
+    It is of 17 pages: enough for rows to read it together.
+    """
+    prefix = [source.randrange(CONFIG.vocab_size) for _ in range(17 * PAGE_SIZE)]
     number = count()
     for _ in range(NUM_STEPS):
         requests = []
