@@ -54,6 +54,9 @@ NOT_RUN = {
     "tokenbus bench pool --arrival at-once": "is for 16 cores",
     "tokenbus bench pool --users 64 --model": "needs a model of 15 GB",
     "tokenbus bench gateway": "takes minutes; tests/worker/bench/test_gateway_bench.py runs it",
+    "TOKENBUS_ENGINE=null TOKENBUS_NULL_TOKENS_PER_S=20 tokenbus serve": (
+        "needs aiperf; tests/test_serve.py runs the command"
+    ),
     "TOKENBUS_PUBLISHERS=4 tokenbus bench": "is for 16 cores",
     "TOKENBUS_PUBLISHERS=1 tokenbus bench": "is for 16 cores",
     "tokenbus bench pool --model smollm2-135m --trace": "needs a trace that is not ours to give",
