@@ -6,17 +6,44 @@ A case is a set of kinds of values, and for each kind what holds of values of th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     from tokenbus.engine.errors import GrammarRejected
     from tokenbus.engine.grammar.schema.node import Claim
     from tokenbus.engine.grammar.schema.refusal import Path
 
 NUMBER = frozenset({"integer", "fraction"})
 KINDS = frozenset({"null", "boolean", "string", "array", "object"}) | NUMBER
+_NAMES = {"number": {"integer", "fraction"}}
+
+
+def kind_of(value: Any) -> str:
+    """Return the kind of a value; a number without a fractional part is an integer."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "integer" if value == int(value) else "fraction"
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
+
+
+def kinds_of_type(names: Any) -> frozenset[str]:
+    """Return the kinds that the keyword `type` allows."""
+    listed = names if isinstance(names, list) else [names]
+    return frozenset().union(*(_NAMES.get(name, {name}) for name in listed)) & KINDS
+
+
+def identity(value: Any) -> Any:
+    """Return what is equal for equal values of JSON: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(value, list):
+        return ("array", tuple(map(identity, value)))
+    if isinstance(value, dict):
+        return ("object", frozenset((key, identity(inner)) for key, inner in value.items()))
+    kind = kind_of(value)
+    return ("number", Fraction(value)) if kind in ("integer", "fraction") else (kind, value)
 
 
 class Fields(NamedTuple):

@@ -6,10 +6,12 @@ It is one noun: a keyword is checked where it is read, with the names that refer
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urldefrag, urljoin
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.grammar.schema.case import identity, kind_of, kinds_of_type
 from tokenbus.engine.grammar.schema.keywords import (
     ASSERTIONS,
     SCHEMA,
@@ -305,6 +307,30 @@ def _modernise(node: Node) -> None:
     if words.pop("instanceof", None):
         words["const"] = []
     _leave_out(words)
+    _list_at_once(words)
+
+
+def _list_at_once(words: dict[str, Any]) -> None:
+    """Make one `enum` of alternatives that only list values: there may be thousands of them."""
+    for word in ("anyOf", "oneOf"):
+        listed = [_values_alone(inner) for inner in words.get(word, ())]
+        if "enum" in words or not listed or None in listed:
+            continue
+        times = Counter(one for values in listed for one in values or ())
+        found = {one: value for values in listed for one, value in (values or {}).items()}
+        del words[word]
+        words["enum"] = [
+            value for one, value in found.items() if word == "anyOf" or times[one] == 1
+        ]
+
+
+def _values_alone(node: Node) -> dict[Any, Any] | None:
+    """Return the values of a schema that lists them, by what is equal; None if it says more."""
+    word = "const" if "const" in node.words else "enum"
+    if word not in node.words or node.words.keys() - {"type", word}:
+        return None
+    kinds = kinds_of_type(node.words.get("type", list(TYPES)))
+    return {identity(value): value for value in node.words[word] if kind_of(value) in kinds}
 
 
 def _leave_out(words: dict[str, Any]) -> None:

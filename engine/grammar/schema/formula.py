@@ -15,8 +15,8 @@ from tokenbus.engine.grammar.schema.case import (
     Items,
     SchemaCase,
     Text,
+    kinds_of_type,
 )
-from tokenbus.engine.grammar.schema.judge import kinds_of_type
 from tokenbus.engine.grammar.schema.node import Claim, Node
 from tokenbus.engine.grammar.schema.refusal import refusal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.grammar.schema.case import KINDS
+from tokenbus.engine.grammar.schema.case import identity, kind_of, kinds_of_type
 from tokenbus.engine.grammar.schema.refusal import refusal
 
 if TYPE_CHECKING:
@@ -14,35 +14,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.grammar.schema.document import Document
     from tokenbus.engine.grammar.schema.node import Claim, Node
     from tokenbus.engine.grammar.schema.refusal import StepBudget
-
-_NAMES = {"number": {"integer", "fraction"}}
-
-
-def kind_of(value: Any) -> str:
-    """Return the kind of a value; a number without a fractional part is an integer."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, int | float):
-        return "integer" if value == int(value) else "fraction"
-    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
-
-
-def kinds_of_type(names: Any) -> frozenset[str]:
-    """Return the kinds that the keyword `type` allows."""
-    listed = names if isinstance(names, list) else [names]
-    return frozenset().union(*(_NAMES.get(name, {name}) for name in listed)) & KINDS
-
-
-def identity(value: Any) -> Any:
-    """Return what is equal for equal values of JSON: 1 and 1.0 are, 1 and true are not."""
-    if isinstance(value, list):
-        return ("array", tuple(map(identity, value)))
-    if isinstance(value, dict):
-        return ("object", frozenset((key, identity(inner)) for key, inner in value.items()))
-    kind = kind_of(value)
-    return ("number", Fraction(value)) if kind in ("integer", "fraction") else (kind, value)
 
 
 class Judge:

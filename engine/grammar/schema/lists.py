@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.grammar.schema.judge import identity
+from tokenbus.engine.grammar.schema.case import identity
 from tokenbus.engine.grammar.schema.keywords import MARK, mark_of
 from tokenbus.engine.grammar.schema.node import Claim, Claims, all_of, contradict
 from tokenbus.engine.grammar.schema.refusal import pointer, refusal

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.grammar.schema.case import NUMBER, SchemaCase
+from tokenbus.engine.grammar.schema.case import NUMBER, SchemaCase, identity, kind_of
 from tokenbus.engine.grammar.schema.expansion import Expansion
-from tokenbus.engine.grammar.schema.judge import Judge, identity, kind_of
+from tokenbus.engine.grammar.schema.judge import Judge
 from tokenbus.engine.grammar.schema.lists import Lists
 from tokenbus.engine.grammar.schema.node import Claim, Claims, all_of
 from tokenbus.engine.grammar.schema.numbers import number_schemas

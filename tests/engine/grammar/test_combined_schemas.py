@@ -16,7 +16,9 @@ from models.schema_suite import is_accepted
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema
 from tokenbus.engine.grammar.schema import judge, writer
-from tokenbus.engine.grammar.schema.judge import identity
+from tokenbus.engine.grammar.schema.case import identity
+from tokenbus.engine.grammar.schema.expansion import Expansion
+from tokenbus.engine.grammar.schema.refusal import StepBudget
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -36,6 +38,21 @@ EXAMPLES: dict[str, tuple[Any, list[Any], list[Any]]] = {
         {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
         [{"a": 1}, {"b": 1, "c": 2}],
         [{}, {"a": 1, "b": 2}],
+    ),
+    "one-of-values": (
+        {"oneOf": [{"const": 1}, {"enum": [1.0, 2, "a"]}, {"type": "string", "enum": ["b", 3]}]},
+        [2, "a", "b"],
+        [1, 3, "c"],
+    ),
+    "any-of-values": (
+        {"anyOf": [{"const": 1}, {"enum": [1.0, 2]}, {"type": "string", "const": 3}]},
+        [1, 2],
+        [3],
+    ),
+    "values-twice-told": (
+        {"enum": [1, 2, 3], "anyOf": [{"const": 2}, {"const": 3}], "oneOf": [{"const": 3}]},
+        [3],
+        [1, 2],
     ),
     "if": (
         {
@@ -157,6 +174,31 @@ def test_values_of_a_long_list_are_compared_by_looking_them_up(
     written = enforceable_schema(schema)
     assert labels == written["properties"]["sku"]["enum"]
     assert calls["identity"] <= 4 * len(labels)
+
+
+@pytest.mark.parametrize("word", ["anyOf", "oneOf"])
+def test_alternatives_that_only_list_values_are_one_list(word: str) -> None:
+    """A union of thousands of constants costs what an enum of them does."""
+    labels = [f"SKU-{idx:05d}" for idx in range(3000)]
+    options = [{"type": "string", "const": label, "title": label.lower()} for label in labels]
+    assert enforceable_schema({word: options}) == {"enum": labels}
+
+
+def test_alternatives_held_against_each_other_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many that not all pairs can be looked at, the search ends long before it has."""
+    looked_at = Counter[str]()
+    is_pair_empty = Expansion._is_pair_empty
+
+    def counted(self: Expansion, *pair: Any) -> bool:
+        looked_at["pairs"] += 1
+        return is_pair_empty(self, *pair)
+
+    monkeypatch.setattr(Expansion, "_is_pair_empty", counted)
+    monkeypatch.setattr(writer, "StepBudget", lambda: StepBudget(3000))
+    options = [{"type": "string", "minLength": idx, "maxLength": idx} for idx in range(60)]
+    with pytest.raises(GrammarRejected, match="takes too many steps"):
+        enforceable_schema({"oneOf": options})
+    assert 0 < looked_at["pairs"] <= 3000 / 4
 
 
 @pytest.mark.parametrize(
