@@ -15,6 +15,8 @@ from typing import Any, get_args, get_type_hints
 from tokenbus.engine.errors import RequestRejected
 
 _MEMORY_SHARES = (0.05, 0.98)
+# The share of a GPU's memory up to which weights of four bits are kept in FP8 as well.
+KEPT_IN_FP8_SHARE = 0.125
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from tokenbus.engine.config import KEPT_IN_FP8_SHARE
 from tokenbus.engine.models.decoder_config import NormNames
 from tokenbus.engine.models.experts.triton_experts import TritonMixture
 from tokenbus.engine.models.layers import GatedMLP
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from tokenbus.kernels.exchange import Boxes
 
 _Item = TypeVar("_Item")
-# The share of a device's memory that weights of four bits may take in FP8 as well.
-_ROUNDED_SHARE = 0.125
 # The sides of the boxes: the two sums of a layer take turns.
 ATTENTION, MLP = range(2)
 
@@ -385,7 +384,7 @@ def _keep_rounded(products: list[Product]) -> bool:
     if not steps or not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
         return False
     free_bytes, total_bytes = torch.cuda.mem_get_info()
-    room = min(_ROUNDED_SHARE * total_bytes, free_bytes / 2)
+    room = min(KEPT_IN_FP8_SHARE * total_bytes, free_bytes / 2)
     if sum(product.rounded_bytes for product in steps) > room:
         return False
     if not all(product.may_be_rounded for product in steps):

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.config import KEPT_IN_FP8_SHARE
 from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.sizing.model_size import DTYPE_BYTES
 
@@ -20,8 +21,6 @@ GIB = 2**30
 # Bytes of a weight that was rounded for a GPU: of four bits, 128 share two bytes of scale and one
 # of zero point.
 _ROUNDED_BYTES = {"fp8": 1.0, "int4": 0.5 + 3 / 128}
-# The share of a GPU's memory up to which weights of four bits are kept in FP8 as well.
-_KEPT_SHARE = 0.125
 # Tokens per page on a CPU and on a GPU, unless it is set.
 CPU_PAGE_TOKENS, GPU_PAGE_TOKENS = 16, 64
 # The scale of a token and head in pages of FP8.
@@ -106,7 +105,10 @@ def _weights(model: ModelSize, machine: Machine) -> Size:
     item, ranks = DTYPE_BYTES[dtype], machine.tensor_parallel
     layer = _ROUNDED_BYTES.get(machine.quantization or "", item)
     gpu_bytes = (machine.gpu_gib or 0) * GIB
-    if machine.quantization == "int4" and model.layer_parameters / ranks <= _KEPT_SHARE * gpu_bytes:
+    if (
+        machine.quantization == "int4"
+        and model.layer_parameters / ranks <= KEPT_IN_FP8_SHARE * gpu_bytes
+    ):
         layer += _ROUNDED_BYTES["fp8"]
     return Size(
         "weights",
