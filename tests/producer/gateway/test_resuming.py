@@ -42,9 +42,12 @@ def text_of(frame: Frame) -> str:
 async def ended(running: Door, job_id: str) -> str:
     """Wait for the end of a job and return why it ended."""
     told: Any = {}
-    async with asyncio.timeout(PATIENCE_S):
-        while told.get("status") != "done":
-            told = (await running.get(f"/v1/jobs/{job_id}")).json
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while told.get("status") != "done":
+                told = (await running.get(f"/v1/jobs/{job_id}")).json
+    except TimeoutError:
+        raise AssertionError(f"{job_id} has not ended; the last that was told: {told}") from None
     reason: str = told["reason"]
     return reason
 
