@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import structlog
+from matrix import leave_out_cells
 
 # Triton decides at its first import whether its own functions are interpreted, and transformers
 # imports it on the way to a model; a GPU's driver shows as this device file.
@@ -36,7 +37,8 @@ def logs_as_before() -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what stands on a process, so that `make check` leaves it out."""
+    """Mark what stands on a process for `make check`, and the rest of a matrix for `make test`."""
+    leave_out_cells(items)
     for item in items:
         if PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.processes)

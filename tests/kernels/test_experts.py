@@ -19,6 +19,8 @@ from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RouterTuning, RowTuning, tile_rows_for
 from tokenbus.kernels.launch import KernelInputError
 
+pytestmark = pytest.mark.each_value
+
 # Rows, experts, experts per row, hidden size, inner size: one block of rows and several, sizes
 # that fill no tile, and rows of odd bytes, which no descriptor fetches.
 SHAPES = [(2, 5, 1, 40, 24), (16, 8, 3, 64, 48), (37, 12, 4, 72, 33), (3, 4, 4, 51, 20)]

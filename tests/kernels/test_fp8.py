@@ -38,6 +38,8 @@ from tokenbus.kernels.quantize import (
 if TYPE_CHECKING:
     from tokenbus.kernels.activation import ActivationKind
 
+pytestmark = pytest.mark.each_value
+
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     """Draw a tensor on the CPU, so that both devices test the same numbers."""
@@ -143,8 +145,8 @@ def test_one_row_equals_twin(
 
 
 ROWS_TUNINGS: list[RowsTuning | MatmulTuning] = [
-    RowsTuning(64, 64, 4, 2),
     RowsTuning(64, 128, 4, 3, splits=3),
+    RowsTuning(64, 64, 4, 2),
     RowsTuning(128, 64, 4, 2),
 ]
 MATMUL_TUNINGS: list[RowsTuning | MatmulTuning] = [

@@ -22,6 +22,8 @@ from tokenbus.kernels.experts.table import GroupTuning, RowTuning
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.quantize import QuantizedRows, quantize_groups, quantize_rows
 
+pytestmark = pytest.mark.each_value
+
 # What make test-full runs besides.
 MORE = pytest.mark.slow
 

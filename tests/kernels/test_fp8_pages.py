@@ -17,6 +17,8 @@ from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.qkv_rope import qkv_rope
 from tokenbus.kernels.quantize import FP8
 
+pytestmark = pytest.mark.each_value
+
 HEADS, KV_HEADS, PAGE_SIZE = 6, 2, 16
 
 

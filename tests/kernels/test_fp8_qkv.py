@@ -13,6 +13,8 @@ from tokenbus.kernels.linear.small_linear import Fusion
 from tokenbus.kernels.qkv_rope import qkv_rope
 from tokenbus.kernels.quantize import FP8
 
+pytestmark = pytest.mark.each_value
+
 HEADS, KV_HEADS, PAGE_SIZE, PAGES = 2, 1, 16, 3
 ROUNDED = pytest.mark.parametrize("is_rounded", [True, False], ids=["fp8", "half"])
 

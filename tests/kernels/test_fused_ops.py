@@ -14,6 +14,8 @@ from tokenbus.kernels.linear.table import LinearTuning, choose_tuning
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 
+pytestmark = pytest.mark.each_value
+
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
     """Draw a tensor on the CPU, so that both devices test the same numbers."""

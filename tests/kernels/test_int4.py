@@ -22,6 +22,8 @@ from tokenbus.kernels.linear.table import LinearRole
 if TYPE_CHECKING:
     from torch import Tensor
 
+pytestmark = pytest.mark.each_value
+
 _TILE = Int4Tuning(16, 64, 4, 2)
 _TALL = Int4Tuning(32, 64, 4, 2, blocks=2, splits=2)
 _ROWS = Int4RowsTuning(64, 4, 2, blocks=2, splits=3)

@@ -13,6 +13,8 @@ from tokenbus.kernels.attention.prefix_groups import PrefixGroup, PrefixGroups
 from tokenbus.kernels.attention.work_list import DecodeWork, SplitPolicy
 from tokenbus.kernels.launch import KernelInputError, num_processors
 
+pytestmark = pytest.mark.each_value
+
 
 def make_work(batch: PagedBatch, max_rows: int | None = None, **options: object) -> DecodeWork:
     """Size the buffers for `batch`."""

@@ -8,6 +8,8 @@ from tokenbus.kernels import reference
 from tokenbus.kernels.attention.paged_prefill import PrefillTuning, paged_prefill
 from tokenbus.kernels.launch import KernelInputError
 
+pytestmark = pytest.mark.each_value
+
 
 def make_prefill(
     lens: list[tuple[int, int]],

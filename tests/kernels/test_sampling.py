@@ -16,6 +16,8 @@ from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.sampling.draw_rows import draw_rows
 from tokenbus.kernels.sampling.workspace import SamplingWorkspace
 
+pytestmark = pytest.mark.each_value
+
 # Temperature, top-k, top-p, min-p: none alone, each alone, pairs, all; loose and tight.
 FILTERS = [
     (1.0, 0, 1.0, 0.0),
