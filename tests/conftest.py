@@ -44,6 +44,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.processes)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Plant the stem of workers' children, if there will be any."""
+    if any(item.get_closest_marker("processes") for item in session.items):
+        from workers import stem
+
+        stem.plant()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> object:
     """Let a test without the mark start no process where those with it are left out."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from patience import PATIENCE_S
+from workers.stem import forked_children
 
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.null.null_engine import pseudo_token
@@ -134,9 +135,10 @@ async def until(condition: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def worker(pool: str, redis_url: str, **values: Any) -> AsyncIterator[Worker]:
     """Run a worker beside the test."""
-    async with asyncio.timeout(2 * PATIENCE_S):
-        async with Worker(null_settings(pool, redis_url, **values)) as running:
-            yield running
+    with forked_children():
+        async with asyncio.timeout(2 * PATIENCE_S):
+            async with Worker(null_settings(pool, redis_url, **values)) as running:
+                yield running
 
 
 @dataclass(slots=True)
