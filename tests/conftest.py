@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import structlog
-from matrix import leave_out_cells
+from matrix import leave_out_cells, share_servers
 
 # Triton decides at its first import whether its own functions are interpreted, and transformers
 # imports it on the way to a model; a GPU's driver shows as this device file.
@@ -39,6 +39,7 @@ def logs_as_before() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what stands on a process for `make check`, and the rest of a matrix for `make test`."""
     leave_out_cells(items)
+    share_servers(items)
     for item in items:
         if PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.processes)

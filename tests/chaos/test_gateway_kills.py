@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 NUM_STREAMS = number_of("STREAMS", 4, 100)
-NUM_KILLS = number_of("KILLS", 2, 50)
-NUM_TOKENS = number_of("TOKENS", 60, 2000)
+NUM_KILLS = number_of("KILLS", 1, 50)
+NUM_TOKENS = number_of("TOKENS", 30, 2000)
 NUM_WORKERS = number_of("WORKERS", 1, 2)
 # Responses that nobody reads: the control service keeps their results.
 NUM_UNREAD = max(2, NUM_STREAMS // 10)

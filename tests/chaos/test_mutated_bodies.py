@@ -17,7 +17,7 @@ import pytest
 from mutants.bodies import Mutant, mutants
 from patience import PATIENCE_S, until_within
 from rides.scale import SEED, number_of
-from workers.null_workers import command, follow, null_settings
+from workers.null_workers import command, follow, worker
 
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
 from tokenbus.engine.llm import LLM
@@ -25,12 +25,12 @@ from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, Sampli
 from tokenbus.producer.client.async_client import Job
 from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
 from tokenbus.producer.errors import IdempotencyConflict, QueueFull, RequestInvalid
-from tokenbus.worker.supervisor import Worker
 
 if TYPE_CHECKING:
     from models.tiny_model import TinyModel
 
     from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.worker.supervisor import Worker
 
 NUM_BODIES = number_of("BODIES", 200, 10_000)
 BATCH = 100
@@ -126,8 +126,9 @@ async def test_mutated_bodies_hurt_nobody(
     expected = model.greedy(GOOD, NUM_GOOD_TOKENS)
     outcomes: Counter[str] = Counter()
     memory = 0
-    settings = null_settings(pool, redis_url, model=str(model.folder), **SETTINGS)
-    async with asyncio.timeout(PATIENCE_S * (1 + NUM_BODIES / 500)), Worker(settings) as running:
+    settings = {"model": str(model.folder), **SETTINGS}
+    limit_s = PATIENCE_S * (1 + NUM_BODIES / 500)
+    async with worker(pool, redis_url, limit_s, **settings) as running:
         engine_pid = running.engine_pid
         await _good(client, expected)
         batch: list[Mutant] = []

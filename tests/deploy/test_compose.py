@@ -245,7 +245,11 @@ def _run(container: Newcomer, name: str) -> str:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(
+    "name",
+    # Both kinds of worker start alike where there is no GPU.
+    [pytest.param(name, marks=pytest.mark.slow) if name == "worker" else name for name in OURS],
+)
 def test_service_starts_and_is_healthy(container: Newcomer, name: str) -> None:
     """Command, environment and health check work outside of a container, from an empty home."""
     container.variables["TOKENBUS_ENGINE"] = "null"

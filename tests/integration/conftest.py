@@ -1,18 +1,11 @@
-"""Fixtures of tests that need a server: one of each kind, an own pool, a client on it.
-
-Where there are two kinds, `make test` runs each test here on one of them, half of the tests on
-either, and `make test-full` on both. Scripts and clients are tested on both kinds by themselves.
-"""
+"""Fixtures of tests that need a server: one of each kind, an own pool, a client on it."""
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
-from zlib import crc32
 
 import pytest
-from servers.fixtures import SERVER_KINDS, pool, redis_url, server
+from servers.fixtures import pool, redis_url, server
 
 from tokenbus.producer.client.async_client import AsyncClient
 
@@ -22,25 +15,6 @@ if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
 
 __all__ = ["pool", "redis_url", "server"]
-
-# Tests of what a server itself does or refuses.
-ON_EACH_SERVER = {"test_server_refuses.py", "test_versions.py"}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test as slow on one of the two kinds of server, which its name decides."""
-    if shutil.which("redis-server") is None:
-        return
-    here = Path(__file__).parent
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        kind = callspec.params.get("server") if callspec else None
-        if kind is None or item.path.parent != here or item.path.name in ON_EACH_SERVER:
-            continue
-        name = item.nodeid.replace(kind, "", 1)
-        if kind != SERVER_KINDS[crc32(name.encode()) % len(SERVER_KINDS)]:
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

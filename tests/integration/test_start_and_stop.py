@@ -101,9 +101,9 @@ async def test_checkpoint_that_cannot_be_read_ends_the_worker(
     name = "model.layers.1.mlp.down_proj.weight"
     tensors[name] = tensors[name].to(torch.float8_e4m3fn)
     save_file(tensors, weights)
-    settings = null_settings(pool, redis_url, engine="paged", model=str(tmp_path), device="cpu")
+    settings = {"engine": "paged", "model": str(tmp_path), "device": "cpu"}
     with pytest.raises(ModelUnsupported, match=f"{name} is stored as float8_e4m3fn"):
-        async with Worker(settings):
+        async with worker(pool, redis_url, **settings):
             pytest.fail("the worker started")
 
 

@@ -1,14 +1,22 @@
-"""Few cells of a large matrix that have each value of each parameter in them.
+"""Which cells of a matrix `make test` runs; the others are `slow`.
 
-A test marked `each_value` runs in `make test` for such cells alone; the others are `slow`.
+A test marked `each_value` runs for few cells that have each value of each parameter in them. Of the
+other tests on both kinds of server those of scripts, and of what a server itself does or refuses,
+run on both; each other one runs on one of the two, half of them on either.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pytest
+
+SERVER_KINDS = ("valkey", "redis")
+# Folders and modules.
+ON_EACH_SERVER = {"scripts", "test_server_refuses.py", "test_versions.py"}
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,8 +35,27 @@ def leave_out_cells(items: Iterable[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
 
 
+def share_servers(items: Iterable[pytest.Item]) -> None:
+    """Mark a test as slow on one of the two kinds of server, which its name decides."""
+    if shutil.which("redis-server") is None:
+        return
+    shared: dict[str, dict[str, pytest.Item]] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        kind = callspec.params.get("server") if callspec else None
+        if kind not in SERVER_KINDS or item.get_closest_marker("each_value"):
+            continue
+        if item.path.name not in ON_EACH_SERVER and item.path.parent.name not in ON_EACH_SERVER:
+            shared.setdefault(item.nodeid.replace(kind, "", 1), {})[kind] = item
+    for name, by_kind in shared.items():
+        if len(by_kind) == len(SERVER_KINDS):
+            kept = SERVER_KINDS[crc32(name.encode()) % len(SERVER_KINDS)]
+            for kind in by_kind.keys() - {kept}:
+                by_kind[kind].add_marker(pytest.mark.slow)
+
+
 def covering(cells: list[set[Any]]) -> set[int]:
-    """Choose cells that have all values in them: the one that brings most new ones, again and again.
+    """Choose cells that have all values in them: the one with most new ones, again and again.
 
     Of equal ones it is the one whose values have been chosen least.
     """

@@ -1,4 +1,4 @@
-"""The demo model, in fp32, against transformers: ten prompts, every way the engine can run them."""
+"""The demo model, in fp32, against transformers: six prompts, every way the engine can run them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tokenbus.engine.weights import model_store
 if TYPE_CHECKING:
     from tokenbus.engine.weights.loader import LoadedModel
 
-NUM_TOKENS = 24
+NUM_TOKENS = 16
 SYSTEM = (
     "You are the support agent of Lindgren Outdoor, a shop for tents, boots and backpacks."
     " Answer in at most three sentences, be friendly, and never promise a refund."
@@ -30,16 +30,12 @@ SYSTEM = (
 QUESTIONS = (
     "Where is my order 4711?",
     "Which tent keeps two people dry in heavy rain?",
-    "Can I return boots that I wore once?",
-    "My backpack arrived with a broken zipper.",
     "Do you ship to Norway?",
 )
 TEXTS = (
     "The capital of France is",
     "def fibonacci(n):\n    ",
     "Once upon a time, in a small shop by the sea,",
-    "A",
-    "Ingredients for pancakes: flour, eggs,",
 )
 
 
@@ -64,7 +60,7 @@ def llm(loaded: LoadedModel) -> LLM:
 
 @pytest.fixture(scope="module")
 def prompts(llm: LLM) -> list[list[int]]:
-    """Return ten prompts as ids: five chats with one system prompt, five plain texts."""
+    """Return six prompts as ids: three chats with one system prompt, three plain texts."""
     chats = []
     for question in QUESTIONS:
         messages = [
@@ -106,7 +102,7 @@ def params() -> SamplingParams:
 def test_batched_tokens_equal_transformers_without_and_with_cache_hits(
     llm: LLM, prompts: list[list[int]], references: list[list[int]]
 ) -> None:
-    """Ten prompts at once, once more: their prefixes come from the cache."""
+    """Six prompts at once, once more: their prefixes come from the cache."""
     outputs = llm.generate(prompts, params(), progress=False)
     assert [output.token_ids for output in outputs] == references
     assert outputs[0].num_cached_tokens >= 32
@@ -126,7 +122,7 @@ def test_tokens_survive_preemption(
     loaded: LoadedModel, prompts: list[list[int]], references: list[list[int]]
 ) -> None:
     """A pool too small for all makes sequences give up their pages and go on later."""
-    small = engine_of(loaded, num_pages=26, max_num_seqs=10, max_batch_tokens=64)
+    small = engine_of(loaded, num_pages=12, max_num_seqs=10, max_batch_tokens=64)
     small.engine._scheduler.estimator = Optimist()
     outputs = small.generate(prompts, params(), progress=False)
     assert [output.token_ids for output in outputs] == references
@@ -151,13 +147,13 @@ def test_stop_reason_is_the_id_or_nothing(
     llm: LLM, prompts: list[list[int]], references: list[list[int]]
 ) -> None:
     """A stop id is named as the reason; the model's own end and the length name none."""
-    stop = references[6][5]
+    stop = references[4][5]
     by_id = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, stop_token_ids=(stop,))
-    output = llm.generate(prompts[6], by_id, progress=False)[0]
+    output = llm.generate(prompts[4], by_id, progress=False)[0]
     assert output.choices[0].stop_reason == stop
     assert output.finish_reason == "stop"
     bias = {llm.engine.limits.eos_token_ids[0]: 100.0}
-    ended = llm.generate(prompts[6], replace(params(), logit_bias=bias), progress=False)[0]
+    ended = llm.generate(prompts[4], replace(params(), logit_bias=bias), progress=False)[0]
     assert ended.finish_reason == "stop"
     assert ended.choices[0].stop_reason is None
     assert ended.text == ""

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tokenbus.engine.scheduling.sequence import Sequence
     from tokenbus.engine.types import TokenLogprobs
 
+pytestmark = pytest.mark.each_value
+
 SCHEMA = {
     "type": "object",
     "properties": {

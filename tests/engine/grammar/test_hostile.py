@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.types import TokenDelta
 
-NUM_GRAMMARS = 11 * NUM_FAMILIES
+NUM_GRAMMARS = 4 * NUM_FAMILIES
 NUM_GOOD = NUM_GRAMMARS // 10
 NUM_AT_A_TIME = 64
 GOOD = GrammarSpec(GrammarKind.REGEX, "(yes|no)")

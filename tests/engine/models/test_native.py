@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.models.backend import Backend
 
+pytestmark = pytest.mark.each_value
+
 # (queries, tokens after the pass) per sequence: few rows, many rows, one and many mixed.
 _BATCHES = {
     "N1-T1": [(1, 1)],

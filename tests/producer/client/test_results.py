@@ -63,6 +63,7 @@ async def complete(scripts: Scripts, job_id: str, last: int, reason: str = "stop
     await JobCompletion(scripts).complete(job_id, owned_end(job_id, 1, last, reason).finish)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("is_own", [True, False])
 async def test_what_became_of_each_job_stands_in_its_place(
     client: AsyncClient, redis_url: str, *, is_own: bool

@@ -13,6 +13,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
+from matrix import SERVER_KINDS
 from patience import PATIENCE_S
 
 from tokenbus.producer.client.async_client import AsyncClient
@@ -20,8 +21,6 @@ from tokenbus.producer.server.embedded import EmbeddedServer, find_server_binary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-
-SERVER_KINDS = ("valkey", "redis")
 
 
 def server_binary(kind: str) -> str:

@@ -30,6 +30,7 @@ FORKS = multiprocessing.get_context("forkserver")
 IMPORTS = [
     "tokenbus.worker.supervisor",
     "tokenbus.worker.assembly",
+    "tokenbus.engine.null.null_engine",
     "tokenbus.engine.null.null_tokenizer",
     "transformers.models.auto.tokenization_auto",
     "tokenbus.producer.client.blocking",
@@ -49,7 +50,7 @@ def _work(values: dict[str, Any], clock_error_s: float) -> None:
     from tokenbus.worker.settings import WorkerSettings
     from tokenbus.worker.supervisor import run_worker
 
-    if sys.platform == "linux" and not IS_SHORT and values.get("engine") == "paged":
+    if sys.platform == "linux" and (values.get("engine") == "null" or not IS_SHORT):
         forked_engine.plant()
     end_with_tests()
     sys.exit(run_worker(WorkerSettings.load(**values)))

@@ -133,10 +133,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def worker(pool: str, redis_url: str, **values: Any) -> AsyncIterator[Worker]:
+async def worker(
+    pool: str, redis_url: str, limit_s: float = 2 * PATIENCE_S, **values: Any
+) -> AsyncIterator[Worker]:
     """Run a worker beside the test."""
     with forked_children():
-        async with asyncio.timeout(2 * PATIENCE_S):
+        async with asyncio.timeout(limit_s):
             async with Worker(null_settings(pool, redis_url, **values)) as running:
                 yield running
 

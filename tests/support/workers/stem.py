@@ -19,6 +19,7 @@ import struct
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from unittest import mock
 
@@ -102,7 +103,7 @@ async def _spawn(
     ours, theirs = socket.socketpair()
     told, tells = socket.socketpair()
     ours.setblocking(False)
-    request = {"module": module, "env": compute_env(), "folder": os.getcwd()}
+    request = {"module": module, "env": compute_env(), "folder": str(Path.cwd())}
     handles = [theirs.fileno(), tells.fileno()]
     if output is not None:
         handles.append(output.child_end)
@@ -159,7 +160,7 @@ def _be(request: dict[str, Any], handles: list[int], parent: int) -> NoReturn:
     for number in (1, 2) if len(handles) > 2 else ():
         os.dup2(handles[2], number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for name in os.listdir("/proc/self/fd"):
+    for name in [path.name for path in Path("/proc/self/fd").iterdir()]:
         if int(name) > 2 and int(name) != handles[0]:
             # One of them was that of the list.
             _close(int(name))

@@ -96,37 +96,34 @@ async def test_lines_that_end_amid_a_part_are_written(
     assert len(await desk.rows(state.output_file_id)) == 2
 
 
-@pytest.mark.parametrize(
-    ("line", "code"),
-    [
-        (b"{", "invalid_json_line"),
-        (b"[1]", "invalid_json_line"),
-        (b"\xff\xfe", "invalid_json_line"),
-        (completion_line(1) | {"custom_id": ""}, "missing_custom_id"),
-        (completion_line(1) | {"custom_id": 7}, "missing_custom_id"),
-        (completion_line(1) | {"custom_id": "\ud800"}, "missing_custom_id"),
-        (completion_line(0), "duplicate_custom_id"),
-        (completion_line(1) | {"method": "GET"}, "invalid_method"),
-        (completion_line(1) | {"url": "/v1/embeddings"}, "invalid_url"),
-        (completion_line(1) | {"url": ["/v1/completions"]}, "invalid_url"),
-        (completion_line(1) | {"url": "/v1/responses"}, "mismatched_url"),
-        (completion_line(1) | {"body": "x"}, "missing_body"),
-        (completion_line(1, model="other"), "mismatched_model"),
-    ],
-    ids=str,
-)
-async def test_input_with_a_wrong_line_is_not_run(
-    desk: BatchDesk, tmp_path: Path, line: Any, code: str
-) -> None:
+WRONG_LINES: list[tuple[Any, str]] = [
+    (b"{", "invalid_json_line"),
+    (b"[1]", "invalid_json_line"),
+    (b"\xff\xfe", "invalid_json_line"),
+    (completion_line(1) | {"custom_id": ""}, "missing_custom_id"),
+    (completion_line(1) | {"custom_id": 7}, "missing_custom_id"),
+    (completion_line(1) | {"custom_id": "\ud800"}, "missing_custom_id"),
+    (completion_line(0), "duplicate_custom_id"),
+    (completion_line(1) | {"method": "GET"}, "invalid_method"),
+    (completion_line(1) | {"url": "/v1/embeddings"}, "invalid_url"),
+    (completion_line(1) | {"url": ["/v1/completions"]}, "invalid_url"),
+    (completion_line(1) | {"url": "/v1/responses"}, "mismatched_url"),
+    (completion_line(1) | {"body": "x"}, "missing_body"),
+    (completion_line(1, model="other"), "mismatched_model"),
+]
+
+
+async def test_input_with_a_wrong_line_is_not_run(desk: BatchDesk, tmp_path: Path) -> None:
     """The error names the line and what is wrong with it; no job was made of any line."""
     async with batches_run(desk, tmp_path):
-        batch_id = await desk.create([completion_line(0), line, completion_line(2)], model="m")
-        state = await desk.ended(batch_id)
-    assert state.status is BatchStatus.FAILED
-    [error] = state.errors
-    assert (error["line"], error["code"]) == (2, code)
-    job_id = job_of_line(batch_id, 1, 0, 1)
-    assert await desk.client.scripts.queue.record(f"{job_id}@acme") is None
+        for line, code in WRONG_LINES:
+            batch_id = await desk.create([completion_line(0), line, completion_line(2)], model="m")
+            state = await desk.ended(batch_id)
+            assert state.status is BatchStatus.FAILED, line
+            [error] = state.errors
+            assert (error["line"], error["code"]) == (2, code), line
+            job_id = job_of_line(batch_id, 1, 0, 1)
+            assert await desk.client.scripts.queue.record(f"{job_id}@acme") is None
 
 
 async def test_input_without_lines_or_with_too_many_is_not_run(
@@ -198,11 +195,12 @@ async def test_run_that_was_paused_changes_nothing_of_its_heirs(
     assert await desk.batches.state(batch_id) == state
 
 
+@pytest.mark.parametrize("num_kills", [1, pytest.param(2, marks=pytest.mark.slow)])
 async def test_services_are_killed_amid_a_batch(
-    desk: BatchDesk, redis_url: str, pool: str, tmp_path: Path
+    desk: BatchDesk, redis_url: str, pool: str, tmp_path: Path, num_kills: int
 ) -> None:
-    """Killed twice while lines run: every line has one row, no line ran twice, its end is told."""
-    num_lines = 120
+    """Killed while lines run: every line has one row, no line ran twice, its end is told."""
+    num_lines = 60 * num_kills
     lines = [completion_line(number) for number in range(num_lines)]
     given = {
         "files_url": str(tmp_path),
@@ -212,9 +210,9 @@ async def test_services_are_killed_amid_a_batch(
     }
     async with receiver() as shop, worker(pool, redis_url, null_total_tokens_per_s=150):
         batch_id = await desk.create(lines, callback_url=shop.url())
-        for kill in (1, 2):
+        for kill in range(1, num_kills + 1):
             async with control_process(pool, redis_url, **given) as service:
-                await desk.until(batch_id, kill * num_lines // 4)
+                await desk.until(batch_id, 30 * kill)
                 service.kill()
                 await service.process.wait()
             before = await desk.batches.state(batch_id)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.processes
 
 
+# The demo, from end to end, has a ride of it in `make test`.
+@pytest.mark.slow
 def test_taxi_reports_each_job_and_the_ride(tiny_model: Path) -> None:
     """Each job is reported in order, none is longer than asked, and the ride sums them up."""
     chats = [job.messages for job in shop_jobs(3)]

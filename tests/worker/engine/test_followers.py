@@ -13,6 +13,7 @@ import pytest
 from models.tiny_model import TinyModel
 from patience import PATIENCE_S, until_within
 from workers.linked_engine import Engine
+from workers.stem import forked_children
 
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.types import Request, SamplingParams
@@ -69,7 +70,8 @@ async def test_group_ends_with_its_follower(tmp_path: Path, number: signal.Signa
     )  # fmt: skip
     engine = Engine(StartEngine.of(config))
     try:
-        [follower] = (await engine.link.start(PATIENCE_S)).follower_pids
+        with forked_children():
+            [follower] = (await engine.link.start(PATIENCE_S)).follower_pids
         engine.link.send(AddRequest(Request(1, (1, 2, 3), SamplingParams(max_tokens=1000))))
         await engine.until(lambda: len(engine.tokens(1)) > 4)
         os.kill(follower, number)
