@@ -282,6 +282,7 @@ def test_importing_the_command_line_loads_no_client_and_no_tensors() -> None:
 
 
 @pytest.mark.processes
+@pytest.mark.slow
 def test_importing_the_engine_loads_no_queue() -> None:
     """The engine process never has a Redis client in memory."""
     loaded = _loaded_by(_names_in("engine"))

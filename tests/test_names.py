@@ -5,12 +5,9 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("kernels", "engine", "producer", "worker")
@@ -31,10 +28,9 @@ GIVEN_UP_IN = {"pace": ("worker/publishing",), "stage": ("worker/bench", "engine
 GIVEN_UP_ALONE = {"outputs": ("worker",)}
 
 
-def _modules() -> Iterator[tuple[str, ast.Module]]:
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+@cache
+def _modules() -> list[tuple[str, ast.Module]]:
+    return [(module.path, module.tree) for module in Tree.read().modules.values()]
 
 
 def _names(module: str, tree: ast.Module) -> set[str]:

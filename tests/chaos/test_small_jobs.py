@@ -141,7 +141,7 @@ async def _kill_workers(ride: Ride, jobs: SmallJobs, num_jobs: int, num_kills: i
 @pytest.mark.parametrize(
     ("num_jobs", "num_kills"),
     [
-        pytest.param(500, 2, marks=short_row),
+        pytest.param(300, 2, marks=short_row),
         pytest.param(20_000, 10, marks=long_row),
     ],
 )

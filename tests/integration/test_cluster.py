@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 from rides.ride import NullCargo, Ride
 from rides.scale import PATIENT
 from servers.fixtures import pool, server_binary
@@ -33,7 +34,7 @@ def binary(request: pytest.FixtureRequest) -> str:
     return server_binary(request.param)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster_url(binary: str) -> AsyncIterator[str]:
     """Give the URL of three masters."""
     async with ServerGroup(binary) as group:

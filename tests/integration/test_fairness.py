@@ -89,7 +89,12 @@ def _p95(waits: list[int]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("history", "num_flood"), [("none", 10_000), ("much_service", 2000), ("silence", 2000)]
+    ("history", "num_flood"),
+    [
+        ("none", 10_000),
+        ("much_service", 2000),
+        pytest.param("silence", 2000, marks=pytest.mark.slow),
+    ],
 )
 async def test_flood_does_not_double_the_wait_of_a_steady_tenant(
     scripts: Scripts, history: str, num_flood: int

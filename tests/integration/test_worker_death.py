@@ -85,7 +85,9 @@ class Readers:
         return list(stories)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
 async def test_second_worker_goes_on_where_the_first_was_lost(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str, number: signal.Signals
 ) -> None:

@@ -1,8 +1,8 @@
 """Which cells of a matrix `make test` runs; the others are `slow`.
 
 A test marked `each_value` runs for few cells that have each value of each parameter in them. Of the
-other tests on both kinds of server those of scripts, and of what a server itself does or refuses,
-run on both; each other one runs on one of the two, half of them on either.
+other tests on both kinds of server those of what a server itself does or refuses run on both; each
+other one runs on one of the two, half of them on either.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from zlib import crc32
 import pytest
 
 SERVER_KINDS = ("valkey", "redis")
-# Folders and modules.
-ON_EACH_SERVER = {"scripts", "test_server_refuses.py", "test_versions.py"}
+ON_EACH_SERVER = {"test_server_refuses.py", "test_versions.py"}
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +44,7 @@ def share_servers(items: Iterable[pytest.Item]) -> None:
         kind = callspec.params.get("server") if callspec else None
         if kind not in SERVER_KINDS or item.get_closest_marker("each_value"):
             continue
-        if item.path.name not in ON_EACH_SERVER and item.path.parent.name not in ON_EACH_SERVER:
+        if item.path.name not in ON_EACH_SERVER:
             shared.setdefault(item.nodeid.replace(kind, "", 1), {})[kind] = item
     for name, by_kind in shared.items():
         if len(by_kind) == len(SERVER_KINDS):

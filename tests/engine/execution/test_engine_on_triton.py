@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.weights.loader import LoadedModel
 
 # The interpreter takes about 0.1 s per launch.
-NUM_TOKENS = 40 if ON_GPU else 3
+NUM_TOKENS = 40 if ON_GPU else 2
 LENS = (1, 5, 63, 64, 65, 200, 300) if ON_GPU else (1, 40)
 
 

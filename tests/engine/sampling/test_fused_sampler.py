@@ -180,6 +180,7 @@ def test_row_whose_mask_allows_nothing_is_told() -> None:
     assert drawn.tolist() == [EMPTY_ROW, 319]
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("vocab_size", [1, 65, 4096, 9001])
 @pytest.mark.parametrize("num_top", [0, 1, 20])
 def test_scores_are_those_of_the_raw_distribution(vocab_size: int, num_top: int) -> None:

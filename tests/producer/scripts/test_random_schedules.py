@@ -54,6 +54,7 @@ def _no(broken: Broken | None) -> None:
         pytest.fail(str(broken))
 
 
+@pytest.mark.each_value
 def test_no_schedule_loses_or_doubles_anything(
     server: EmbeddedServer, request: pytest.FixtureRequest
 ) -> None:

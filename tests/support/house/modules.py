@@ -36,9 +36,14 @@ class Module:
         return Path(self.path).parent.as_posix()
 
     @property
+    def tree(self) -> ast.Module:
+        """Return what it parses to, which is nobody's to change."""
+        return _parsed(self.source)
+
+    @property
     def docstring(self) -> str:
         """Return its docstring, empty if it has none."""
-        return ast.get_docstring(ast.parse(self.source)) or ""
+        return ast.get_docstring(self.tree) or ""
 
     def imports(self, *, in_functions: bool = True) -> set[str]:
         """Return every dotted name it imports, conditional and typing imports included.
@@ -49,11 +54,17 @@ class Module:
 
 
 @cache
+def _parsed(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+@cache
 def _imports_of(module: Module, *, in_functions: bool) -> frozenset[str]:
     """Read a module's imports, once however many planted modules stand beside it."""
-    tree = ast.parse(module.source)
+    tree = module.tree
     if not in_functions:
-        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+        own = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+        tree = ast.Module(own, [])
     package = ".".join(("tokenbus", *Path(module.folder).parts))
     names: set[str] = set()
     for node in ast.walk(tree):

@@ -25,7 +25,7 @@ def long_functions(module: Module) -> list[str]:
     """Return the functions that are too long."""
     return [
         f"{module.path}: {node.name} has {length} lines"
-        for node in ast.walk(ast.parse(module.source))
+        for node in ast.walk(module.tree)
         if isinstance(node, _FUNCTIONS)
         and (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
     ]
@@ -34,7 +34,7 @@ def long_functions(module: Module) -> list[str]:
 def wide_classes(module: Module) -> list[str]:
     """Return the classes with too many public methods, properties included."""
     found = []
-    for node in ast.walk(ast.parse(module.source)):
+    for node in ast.walk(module.tree):
         if not isinstance(node, ast.ClassDef):
             continue
         names = {each.name for each in node.body if isinstance(each, _FUNCTIONS)}

@@ -1,9 +1,9 @@
-"""A worker's first engine process, forked before it is asked for.
+"""A worker's first engine process, and its publishers, forked before they are asked for.
 
-Of a case's CPU time most went into importing torch and transformers in every engine. A stem is
-forked from the worker before that has threads, with everything imported, and waits. When the worker
-spawns its engine, the stem becomes it: a child of the worker's main thread with the same end of a
-socket pair as one that is executed. Later engines of the worker are executed as ever.
+Of a case's CPU time most went into what each child imports: torch and transformers in an engine. A
+stem is forked from the worker before that has threads, with everything imported, and waits. When
+the worker spawns a child, a stem becomes it: a child of the worker's main thread with the same end
+of a socket pair as one that is executed. Later ones of the worker are executed as ever.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from unittest import mock
 from tokenbus.worker.engine import link
 from tokenbus.worker.engine import process as engine_process
 from tokenbus.worker.process import child
+from tokenbus.worker.publishing import links, publisher_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +32,9 @@ IMPORTS = [
     "transformers.activations",
     "transformers.models.llama.configuration_llama",
 ]
-# By this name the process is known to /proc, since its command line is that of whom it was forked.
-COMM = b"engine.process"
+# By these names processes are known to /proc, since their command line is that of whom they were
+# forked from. It keeps fifteen letters.
+COMMS = {engine_process.__name__: b"engine.process", publisher_process.__name__: b"publisher_proc"}
 _PR_SET_NAME = 15
 
 
@@ -64,24 +66,23 @@ class StemProcess:
         return self.returncode
 
 
-def plant() -> None:
-    """Fork this process's first engine; the next spawn of one finds it. Call it without threads."""
-    ours, theirs = socket.socketpair()
-    parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        _grow(theirs, parent)
-    theirs.close()
-    stems = [(StemProcess(pid), ours)]
+def plant(num_publishers: int) -> None:
+    """Fork this process's first engine and its publishers; spawns of them find them.
+
+    Call it without threads.
+    """
+    names = [engine_process.__name__, *(publisher_process.__name__,) * num_publishers]
+    stems = [(name, *_planted(name)) for name in names]
     execute = child.spawn
 
     async def spawn(
         module: str, make_protocol: Callable[[], Any], output: Any = None
     ) -> tuple[Any, Any]:
-        if not stems or module != engine_process.__name__:
+        found = next((stem for stem in stems if stem[0] == module), None)
+        if found is None:
             return await execute(module, make_protocol, output)
-        process, line = stems.pop()
+        stems.remove(found)
+        _, process, line = found
         kept, given = socket.socketpair()
         kept.setblocking(False)
         with line, given:
@@ -91,13 +92,27 @@ def plant() -> None:
         return process, transport
 
     mock.patch.object(link, "spawn", spawn).start()
+    mock.patch.object(links, "spawn", spawn).start()
 
 
-def _grow(line: socket.socket, parent: int) -> None:
-    """Wait to become an engine, and be it to the end."""
+def _planted(module: str) -> tuple[StemProcess, socket.socket]:
+    """Fork a process that waits to become a child."""
+    ours, theirs = socket.socketpair()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        _grow(module, theirs, parent)
+    theirs.close()
+    return StemProcess(pid), ours
+
+
+def _grow(module: str, line: socket.socket, parent: int) -> None:
+    """Wait to become an engine or a publisher, and be it to the end."""
     os.setpgid(0, 0)
     child.die_with_parent(parent)
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, COMM, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, COMMS[module], 0, 0, 0)
     _, handles, _, _ = socket.recv_fds(line, 16, 1)
     line.close()
-    os._exit(engine_process.main([str(handles[0]), str(parent)]) if handles else 0)
+    main = engine_process.main if module == engine_process.__name__ else publisher_process.main
+    os._exit(main([str(handles[0]), str(parent)]) if handles else 0)

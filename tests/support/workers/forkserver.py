@@ -51,7 +51,7 @@ def _work(values: dict[str, Any], clock_error_s: float) -> None:
     from tokenbus.worker.supervisor import run_worker
 
     if sys.platform == "linux" and (values.get("engine") == "null" or not IS_SHORT):
-        forked_engine.plant()
+        forked_engine.plant(int(values.get("publishers", 0)))
     end_with_tests()
     sys.exit(run_worker(WorkerSettings.load(**values)))
 
@@ -117,7 +117,7 @@ class ForkedWorker:
 
     def publisher_pids(self) -> list[int]:
         """Return the process ids of its publishers."""
-        return self._children("publisher_process")
+        return self._children("publisher_proc")
 
     def _children(self, module: str) -> list[int]:
         return _children(self.pid, module)

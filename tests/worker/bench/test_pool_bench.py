@@ -141,6 +141,7 @@ async def test_channels_of_jobs_carry_every_event(deployment: Deployment, result
 
 
 @on_stage
+@pytest.mark.slow
 async def test_channel_that_says_something_else_is_found(deployment: Deployment) -> None:
     """A stranger writes to the channel of a job that a plain reader follows: its check tells."""
     async with make_redis(deployment.url) as stranger, stranger.pubsub() as pubsub:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,8 +35,11 @@ def test_taxi_reports_each_job_and_the_ride(tiny_model: Path) -> None:
     assert ride.tokens_per_s == pytest.approx(ride.output_tokens / sum(s for _, _, s in jobs))
 
 
-def test_taxi_without_a_model_says_why(tmp_path: Path) -> None:
+def test_taxi_that_breaks_down_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies hands over its last words."""
-    order = TaxiOrder(str(tmp_path / "none"), [], max_tokens=1, num_threads=1, dtype="float32")
-    with pytest.raises(TaxiBrokeDown, match="none"):
+    (tmp_path / "torch.py").write_text("raise ImportError('no petrol')\n")
+    path = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), path))))
+    order = TaxiOrder(str(tmp_path), [], max_tokens=1, num_threads=1, dtype="float32")
+    with pytest.raises(TaxiBrokeDown, match="no petrol"):
         drive_taxi(order, on_job=lambda *_: None, on_trial=lambda *_: None)
