@@ -9,8 +9,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("kernels", "engine", "producer", "worker")
+from house.modules import Tree
 
 # Words that stood for several ideas, or for one that the field has a word for. Keys of Redis,
 # settings, metrics and events keep theirs, as the texts they are.
