@@ -37,15 +37,10 @@ class RowTuning:
 
 @dataclass(frozen=True, slots=True)
 class RouterTuning:
-    """How the logits of few rows are laid out.
-
-    block_l: logits of a program. chooses: whether the last program of a row chooses for it, which
-    saves a launch, but waits for the others' writes and asks for them again.
-    """
+    """How the logits of few rows are laid out. block_l: logits of a program."""
 
     block_l: int
     num_warps: int
-    chooses: bool = False
 
 
 def router_tuning(num_rows: int, width: int) -> RouterTuning:
