@@ -46,10 +46,12 @@ class RouterTuning:
 def router_tuning(num_rows: int, width: int) -> RouterTuning:
     """Pick the layout of a router of up to 16 rows.
 
-    A lone row has a logit in a program, whose warps have some 2,048 columns each.
+    A lone row has a logit in a program; of 128 experts of 2,048 inputs two warps take 0.4 us of
+    45 a layer less than one, and 0.15 less than two logits for them. Of 8 rows a program with 16
+    logits takes 1.2 us of 150 longer than one with 8, as does one with half of its warps 0.5.
     """
     if num_rows == 1:
-        return RouterTuning(1, min(8, max(1, width // 2048)))
+        return RouterTuning(1, min(8, max(1, width // 1024)))
     return RouterTuning(8, 4)
 
 
