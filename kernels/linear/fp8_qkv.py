@@ -227,10 +227,10 @@ def _qkv_row_kernel(
     half = first + tl.arange(0, PAIRS)
     # Heads before this one wait for nothing: each program stores its part.
     FIRST_WHOLE: tl.constexpr = HQ if q_norm is None else 0
-    if found is None:
+    if found is None:  # noqa: SIM114 # this is decided when compiled, the other is not
         _store_pairs(a, b, half, head, position, slot, cos, sin, q_out, k_pages, v_pages,
                      page_stride, HQ, HKV, D, S)  # fmt: skip
-    elif head < FIRST_WHOLE:  # noqa: SIM114 # not known when compiled, as the other one is
+    elif head < FIRST_WHOLE:
         _store_pairs(a, b, half, head, position, slot, cos, sin, q_out, k_pages, v_pages,
                      page_stride, HQ, HKV, D, S)  # fmt: skip
     else:
