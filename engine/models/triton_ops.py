@@ -202,14 +202,13 @@ class TritonOps(TorchOps):
     ) -> Tensor | None:
         """Project a lone row that decodes straight into its pages, and attend; None for others.
 
-        x: [T, H] before the layer's norm. With several rows, tiles of whole heads cost more than
-        the launch that they save.
+        x: [T, H] before the layer's norm. Norms of heads need whole heads of queries; with several
+        rows, tiles of whole heads cost more than the launch that they save.
         """
         spec, product, rope = layer.spec, layer.qkv.product, layer.rope
         if x.shape[0] != 1 or not ctx.is_decode or not isinstance(product, Fp8Product):
             return None
-        q_norm = layer.q_norm
-        if rope is None or (q_norm is not None and q_norm.shape[0] != spec.head_dim):
+        if rope is None or layer.q_norm is not None:
             return None
         if not product.fits_pages(spec.head_dim, rope.cos.shape[1]):
             return None
@@ -217,7 +216,6 @@ class TritonOps(TorchOps):
         target = PageTarget(
             spec.num_heads, ctx.positions, ctx.slot_mapping, rope.cos, rope.sin,
             ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx], k_scales, v_scales,
-            q_norm, layer.k_norm,
         )  # fmt: skip
         q = product.row_to_pages(x, target, layer.pre_attention_norm, eps)
         return self.attention.read(q, spec, ctx).view(1, spec.num_heads * spec.head_dim)

@@ -42,8 +42,7 @@ class PageTarget:
     """Where a token goes: its rotation and its slot.
 
     positions, slots: [1] int64. cos, sin: [max_len, D] float32, halves equal. k_pages, v_pages,
-    k_scales, v_scales: as of `qkv_rope`. num_heads: of queries. q_norm, k_norm: [D], of each head
-    before it is rotated, both or none.
+    k_scales, v_scales: as of `qkv_rope`. num_heads: of queries.
     """
 
     num_heads: int
@@ -55,8 +54,6 @@ class PageTarget:
     v_pages: Tensor
     k_scales: Tensor | None
     v_scales: Tensor | None
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
 
 
 @cache
@@ -81,99 +78,37 @@ def _place_of(head, slot, page_stride, HQ: tl.constexpr, HKV: tl.constexpr, D: t
 
 
 @triton.jit
-def _store_pairs(a, b, half, head, position, slot, cos, sin, q_out, k_pages, v_pages, page_stride,
-                 HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
-                 S: tl.constexpr):  # fmt: skip
-    """Rotate pairs of a head's dims and store them: queries, or keys and values in their slot."""
-    HALF: tl.constexpr = D // 2
-    if head < HQ + HKV:
-        at = position * D + HALF + half
-        a, b = _turn(a, b, tl.load(cos + at), tl.load(sin + at))
-    if head < HQ:
-        query = q_out + head * D + half
-        tl.store(query, a.to(q_out.dtype.element_ty))
-        tl.store(query + HALF, b.to(q_out.dtype.element_ty))
-    else:
-        base, offset, _ = _place_of(head, slot, page_stride, HQ, HKV, D, S)
-        to = k_pages + base + offset * D + half
-        if head >= HQ + HKV:
-            to = v_pages + base + offset * D + half
-        tl.store(to, a.to(k_pages.dtype.element_ty))
-        tl.store(to + HALF, b.to(k_pages.dtype.element_ty))
-
-
-@triton.jit
-def _load_head(kept, norm, eps, D: tl.constexpr):
-    """Load a whole head, [D] from `kept` on, and what each dim turns with; behind a norm if any."""
+def _store_rounded(kept, head, slot, k_pages, v_pages, k_scales, v_scales, page_stride,
+                   HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+                   S: tl.constexpr):  # fmt: skip
+    """Round a whole head of keys or values, [D] from `kept` on, into its slot."""
     dims = tl.arange(0, D)
-    others = (dims + D // 2) % D
+    base, offset, place = _place_of(head, slot, page_stride, HQ, HKV, D, S)
     value = tl.load(kept + dims, cache_modifier=".cg")
-    other = tl.load(kept + others, cache_modifier=".cg")
-    if norm is not None:
-        scale = tl.rsqrt(tl.sum(value * value) / D + eps)
-        value *= scale * tl.load(norm + dims).to(tl.float32)
-        other *= scale * tl.load(norm + others).to(tl.float32)
-    return value, other
-
-
-@triton.jit
-def _turn_whole(value, other, cos, sin, position, D: tl.constexpr):
-    """Rotate a whole head."""
-    dims = tl.arange(0, D)
-    at = position * D + D // 2 + dims % (D // 2)
-    signed = tl.where(dims < D // 2, -other, other)
-    return value * tl.load(cos + at) + signed * tl.load(sin + at)
-
-
-@triton.jit
-def _finish_head(
-    kept, head, position, slot, cos, sin, q_norm, k_norm, q_out, k_pages, v_pages, k_scales,
-    v_scales, page_stride, eps, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
-    S: tl.constexpr,
-):  # fmt: skip
-    """Norm and rotate a whole head and store it: queries as they are, the others in their slot."""
-    dims = tl.arange(0, D)
-    if head < HQ:
-        value, other = _load_head(kept, q_norm, eps, D)
-        value = _turn_whole(value, other, cos, sin, position, D)
-        tl.store(q_out + head * D + dims, value.to(q_out.dtype.element_ty))
+    scale, inverse = scales_of_top(tl.max(magnitude(value)))
+    rounded = page_number(value, inverse)
+    if head < HQ + HKV:
+        tl.store(k_scales + place, scale)
+        tl.store(k_pages + base + offset * D + dims, rounded)
     else:
-        base, offset, place = _place_of(head, slot, page_stride, HQ, HKV, D, S)
-        if head < HQ + HKV:
-            value, other = _load_head(kept, k_norm, eps, D)
-            value = _turn_whole(value, other, cos, sin, position, D)
-        else:
-            value = tl.load(kept + dims, cache_modifier=".cg")
-        if k_scales is None:
-            to = k_pages + base + offset * D + dims
-            if head >= HQ + HKV:
-                to = v_pages + base + offset * D + dims
-            tl.store(to, value.to(k_pages.dtype.element_ty))
-        else:
-            scale, inverse = scales_of_top(tl.max(magnitude(value)))
-            rounded = page_number(value, inverse)
-            if head < HQ + HKV:
-                tl.store(k_scales + place, scale)
-                tl.store(k_pages + base + offset * D + dims, rounded)
-            else:
-                # A page has tokens of values innermost.
-                tl.store(v_scales + place, scale)
-                tl.store(v_pages + base + offset + dims * S, rounded)
+        # A page has tokens of values innermost.
+        tl.store(v_scales + place, scale)
+        tl.store(v_pages + base + offset + dims * S, rounded)
 
 
 @triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _qkv_row_kernel(
-    x, weight, scales, bias, norm_weight, positions, slots, cos, sin, q_norm, k_norm, q_out,
-    k_pages, v_pages, k_scales, v_scales, found, arrivals, page_stride, eps, K: tl.constexpr,
-    HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr,
+    x, weight, scales, bias, norm_weight, positions, slots, cos, sin, q_out, k_pages, v_pages,
+    k_scales, v_scales, found, arrivals, page_stride, eps, K: tl.constexpr, HQ: tl.constexpr,
+    HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
-    PDL: tl.constexpr,
+    IS_ROUNDED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute ROWS outputs of a lone row, behind a norm: dims of a head and those they turn with.
 
-    Norms of heads need whole ones, as does rounding of keys and values: the last of a head's
-    programs to end does it. If BLOCK_OUT is not 0, scales are those of blocks of so many outputs,
-    which D divides, and 128 columns.
+    Rounding needs a whole head of keys or values: the last of its programs to end does it. If
+    BLOCK_OUT is not 0, scales are those of blocks of so many outputs, which D divides, and 128
+    columns.
     """
     release_successor(PDL)
     HALF: tl.constexpr = D // 2
@@ -225,24 +160,31 @@ def _qkv_row_kernel(
         y += shift
     a, b = tl.split(tl.trans(tl.reshape(y, (2, PAIRS))))
     half = first + tl.arange(0, PAIRS)
-    # Heads before this one wait for nothing: each program stores its part.
-    FIRST_WHOLE: tl.constexpr = HQ if q_norm is None else 0
-    if found is None:  # noqa: SIM114 # this is decided when compiled, the other is not
-        _store_pairs(a, b, half, head, position, slot, cos, sin, q_out, k_pages, v_pages,
-                     page_stride, HQ, HKV, D, S)  # fmt: skip
-    elif head < FIRST_WHOLE:
-        _store_pairs(a, b, half, head, position, slot, cos, sin, q_out, k_pages, v_pages,
-                     page_stride, HQ, HKV, D, S)  # fmt: skip
-    else:
-        kept = found + head * D
+    if head < HQ + HKV:
+        at = position * D + HALF + half
+        a, b = _turn(a, b, tl.load(cos + at), tl.load(sin + at))
+    if head < HQ:
+        to = q_out + head * D + half
+        tl.store(to, a.to(q_out.dtype.element_ty))
+        tl.store(to + HALF, b.to(q_out.dtype.element_ty))
+    elif IS_ROUNDED:
+        kept = found + (head - HQ) * D
         tl.store(kept + half, a, cache_modifier=".cg")
         tl.store(kept + HALF + half, b, cache_modifier=".cg")
         tl.debug_barrier()
-        if tl.atomic_add(arrivals + head, 1, sem="acq_rel", scope="gpu") == PER_HEAD - 1:
+        count = arrivals + head - HQ
+        if tl.atomic_add(count, 1, sem="acq_rel", scope="gpu") == PER_HEAD - 1:
             tl.debug_barrier()
-            tl.store(arrivals + head, 0)
-            _finish_head(kept, head, position, slot, cos, sin, q_norm, k_norm, q_out, k_pages,
-                         v_pages, k_scales, v_scales, page_stride, eps, HQ, HKV, D, S)  # fmt: skip
+            tl.store(count, 0)
+            _store_rounded(kept, head, slot, k_pages, v_pages, k_scales, v_scales, page_stride, HQ,
+                           HKV, D, S)  # fmt: skip
+    else:
+        base, offset, _ = _place_of(head, slot, page_stride, HQ, HKV, D, S)
+        to = k_pages + base + offset * D + half
+        if head >= HQ + HKV:
+            to = v_pages + base + offset * D + half
+        tl.store(to, a.to(k_pages.dtype.element_ty))
+        tl.store(to + HALF, b.to(k_pages.dtype.element_ty))
 
 
 def fits_qkv_row(head_dim: int, rotary_dim: int, block_outputs: int = 0) -> bool:
@@ -265,14 +207,10 @@ def _check(
     require(fits_qkv_row(head_dim, rotary_dim, block_outputs), parts)
     check_fp8_weight(values, scales, block_outputs)
     require(next_power_of_2(page_size) == page_size, f"page size {page_size}")
-    norms = [norm for norm in (target.q_norm, target.k_norm) if norm is not None]
-    require(len(norms) in (0, 2), "q_norm and k_norm come together")
-    require(all(norm.shape == (head_dim,) for norm in norms), f"norms are not of {head_dim} dims")
     require(target.positions.shape == target.slots.shape == (1,), "one row has one position")
     require_contiguous(
         x=x, weight=values, cos=target.cos, sin=target.sin, positions=target.positions,
-        slots=target.slots, k_pages=target.k_pages, v_pages=target.v_pages, q_norm=target.q_norm,
-        k_norm=target.k_norm,
+        slots=target.slots, k_pages=target.k_pages, v_pages=target.v_pages,
     )  # fmt: skip
 
 
@@ -306,8 +244,9 @@ def fp8_qkv_row(
     num_all = target.num_heads + 2 * num_kv_heads
     q_out = torch.empty(1, target.num_heads, head_dim, dtype=x.dtype, device=x.device)
     found = None
-    if target.k_scales is not None or target.q_norm is not None:
-        found = torch.empty(num_all * head_dim, dtype=torch.float32, device=x.device)
+    if target.k_scales is not None:
+        size = 2 * num_kv_heads * head_dim
+        found = torch.empty(size, dtype=torch.float32, device=x.device)
     _qkv_row_kernel[(num_all * (head_dim // _ROWS),)](
         x,
         values,
@@ -318,8 +257,6 @@ def fp8_qkv_row(
         target.slots,
         target.cos,
         target.sin,
-        target.q_norm,
-        target.k_norm,
         q_out,
         target.k_pages,
         target.v_pages,
@@ -339,6 +276,7 @@ def fp8_qkv_row(
         BLOCK_OUT=block_outputs,
         HAS_BIAS=bias is not None,
         HAS_NORM=norm_weight is not None,
+        IS_ROUNDED=target.k_scales is not None,
         num_warps=4,
         **dependent_launch(x.device),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from models.paged_batch import DEVICE, HALF
@@ -56,7 +54,7 @@ def in_turn(qkv: torch.Tensor, to: PageTarget) -> torch.Tensor:
     """Rotate and write what was projected, by the launch for all shapes."""
     return qkv_rope(
         qkv, to.k_pages, to.v_pages, to.positions, to.slots, num_heads=HEADS, cos=to.cos,
-        sin=to.sin, k_scales=to.k_scales, v_scales=to.v_scales, q_norm=to.q_norm, k_norm=to.k_norm,
+        sin=to.sin, k_scales=to.k_scales, v_scales=to.v_scales,
     )  # fmt: skip
 
 
@@ -106,19 +104,6 @@ def test_a_lone_row_comes_to_its_pages(
             x, values, scales, to, bias=bias, norm_weight=norm, eps=1e-5, block_k=block_k
         )
         assert_same(got, in_turn(fp8_matvec(x, values, scales, fusion), twin), to, twin)
-
-
-@ROUNDED
-def test_heads_of_a_lone_row_go_through_their_norms(is_rounded: bool) -> None:
-    """The last program of a head has all of it: of queries too."""
-    x, (values, scales) = draw(1, 96).to(HALF), weight_of(32, 96)
-    norms = {"q_norm": draw(32, seed=8).to(HALF), "k_norm": draw(32, seed=9).to(HALF)}
-    for _ in range(2):
-        to, twin = (replace(target(32, is_rounded=is_rounded), **norms) for _ in range(2))
-        got = fp8_qkv_row(x, values, scales, to, eps=1e-5)
-        assert_same(got, in_turn(fp8_matvec(x, values, scales), twin), to, twin)
-    with pytest.raises(KernelInputError, match="come together"):
-        fp8_qkv_row(x, values, scales, replace(to, k_norm=None))
 
 
 def test_blocks_of_a_weight_have_their_scales() -> None:
