@@ -1,8 +1,11 @@
-"""A long prompt arrives while readers stream: how long do they wait for their next token?
+"""Long prompts arrive while readers stream: how long do they wait for their next token?
 
-Runs the same scene without and with a time target for steps, and draws the gaps between tokens.
+Runs the same scene without and with a time target for steps, and draws the gaps between tokens. The
+same prompts run without readers before, to say what these cost them.
 
     python -P benchmarks/long_prompt.py --model smollm2-135m --itl-target-ms 60 --svg out.svg
+    python -P benchmarks/long_prompt.py --model DIR --random-weights --readers 64 --prompts 16 \
+        --prompt-tokens 8000 --itl-target-ms 50 --no-scene-without-target --kv-cache-gib 40
 """
 
 from __future__ import annotations
@@ -21,17 +24,23 @@ if TYPE_CHECKING:
     from tokenbus.engine.engine import Engine
 
 _LONG_ID = 1000
+# Tokens of a reader before the prompts come, and before gaps count: the first ones warm up.
+_TOKENS_BEFORE, _FIRST_TIMED = 40, 10
 _WIDTH, _HEIGHT, _MARGIN = 900, 320, 50
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Gaps between tokens of all readers as (time, gap) in seconds since the long prompt came."""
+    """Gaps between tokens of all readers as (time, gap) in seconds since the long prompts came.
+
+    prompts_s: until each of these had its first token; prompts_alone_s: the same without readers.
+    """
 
     target_ms: float | None
     alone: list[float]
     gaps: list[tuple[float, float]]
-    ttft_s: float
+    prompts_s: float
+    prompts_alone_s: float
 
 
 def percentile_ms(gaps: list[float], q: float) -> float:
@@ -40,46 +49,60 @@ def percentile_ms(gaps: list[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * q))] * 1000
 
 
-def play(engine: Engine, target_ms: float | None, num_readers: int, num_prompt: int) -> Scene:
-    """Let readers stream, add the long prompt after 40 tokens, stop once it has its first."""
-    source = random.Random(1)
-    vocab = engine.limits.vocab_size
+def prompts_s(
+    engine: Engine, args: argparse.Namespace, last_at: dict[int, float]
+) -> tuple[float, list[tuple[float, float]]]:
+    """Add the long prompts; return the seconds until all had a first token, and readers' gaps."""
+    source, vocab = random.Random(2), engine.limits.vocab_size
+    waiting = set(range(_LONG_ID, _LONG_ID + args.prompts))
+    asked_at = time.perf_counter()
+    for idx in waiting:
+        prompt = tuple(source.randrange(vocab) for _ in range(args.prompt_tokens))
+        engine.add(Request(idx, prompt, SamplingParams(max_tokens=4, temperature=0.0)))
+    gaps = []
+    # Readers of the step that finished the last prompt have waited for it too.
+    while waiting:
+        deltas = engine.step().deltas
+        now = time.perf_counter()
+        for delta in deltas:
+            waiting.discard(delta.request_id)
+            if delta.request_id in last_at:
+                gaps.append((now - asked_at, now - last_at[delta.request_id]))
+                last_at[delta.request_id] = now
+    return now - asked_at, gaps
+
+
+def play(engine: Engine, target_ms: float | None, args: argparse.Namespace) -> Scene:
+    """Run the prompts alone; then let readers stream, and add the prompts after 40 tokens."""
+    prompts_alone_s, _ = prompts_s(engine, args, {})
+    stop(engine, args)
+    engine.reset_prefix_cache()
+    source, vocab = random.Random(1), engine.limits.vocab_size
     readers = SamplingParams(max_tokens=4000, temperature=0.0, ignore_eos=True)
-    for idx in range(num_readers):
+    for idx in range(args.readers):
         prompt = tuple(source.randrange(vocab) for _ in range(64))
         engine.add(Request(idx, prompt, readers))
     last_at: dict[int, float] = {}
     alone: list[float] = []
-    gaps: list[tuple[float, float]] = []
-    counts = dict.fromkeys(range(num_readers), 0)
-    asked_at: float | None = None
-    first_at: float | None = None
-    while True:
+    counts = dict.fromkeys(range(args.readers), 0)
+    while min(counts.values()) < _TOKENS_BEFORE:
         deltas = engine.step().deltas
         now = time.perf_counter()
         for delta in deltas:
-            if delta.request_id == _LONG_ID:
-                first_at = now
-                continue
             counts[delta.request_id] += 1
-            before = last_at.get(delta.request_id)
+            if counts[delta.request_id] >= _FIRST_TIMED:
+                alone.append(now - last_at[delta.request_id])
             last_at[delta.request_id] = now
-            if before is None or counts[delta.request_id] < 10:
-                continue
-            if asked_at is None:
-                alone.append(now - before)
-            else:
-                gaps.append((now - asked_at, now - before))
-        # Readers of the step that finished the prompt have waited for it too.
-        if asked_at is not None and first_at is not None and gaps:
-            for idx in [*range(num_readers), _LONG_ID]:
-                engine.abort(idx)
-            engine.step()
-            return Scene(target_ms, alone, gaps, first_at - asked_at)
-        if asked_at is None and min(counts.values()) >= 40:
-            asked_at = time.perf_counter()
-            prompt = tuple(source.randrange(vocab) for _ in range(num_prompt))
-            engine.add(Request(_LONG_ID, prompt, SamplingParams(max_tokens=4, temperature=0.0)))
+    taken_s, gaps = prompts_s(engine, args, last_at)
+    stop(engine, args)
+    return Scene(target_ms, alone, gaps, taken_s, prompts_alone_s)
+
+
+def stop(engine: Engine, args: argparse.Namespace) -> None:
+    """Abort everybody."""
+    for idx in (*range(args.readers), *range(_LONG_ID, _LONG_ID + args.prompts)):
+        engine.abort(idx)
+    engine.step()
 
 
 def draw(scenes: list[Scene], path: Path) -> None:
@@ -91,7 +114,7 @@ def draw(scenes: list[Scene], path: Path) -> None:
         ' font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
         f'<text x="{_MARGIN}" y="20">gap between tokens of a reader (ms, log) over seconds since'
-        " the long prompt arrived</text>",
+        " the long prompts arrived</text>",
     ]
     for scene, colour in zip(scenes, ("#c0392b", "#2471a3"), strict=False):
         # Readers of one step have the same gap and would be drawn over each other.
@@ -131,16 +154,27 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="folder, hub id or alias")
     parser.add_argument("--itl-target-ms", type=float, default=60.0, help="step target in ms")
     parser.add_argument("--readers", type=int, default=8, help="streaming sequences")
-    parser.add_argument("--prompt-tokens", type=int, default=6000, help="length of the long prompt")
+    parser.add_argument("--prompts", type=int, default=1, help="long prompts that come at once")
+    parser.add_argument("--prompt-tokens", type=int, default=6000, help="length of a long prompt")
+    parser.add_argument("--random-weights", action="store_true", help="draw the weights")
+    parser.add_argument("--kv-cache-gib", type=float, default=1.0, help="room for pages")
+    parser.add_argument(
+        "--no-scene-without-target", action="store_true", help="run the scene with a target alone"
+    )
     parser.add_argument("--svg", type=Path, help="write the plot here")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     scenes = []
-    for target_ms in (None, args.itl_target_ms):
-        engine = build_engine(
-            EngineConfig(model=args.model, itl_target_ms=target_ms, kv_cache_gib=1.0)
+    targets = (args.itl_target_ms,) if args.no_scene_without_target else (None, args.itl_target_ms)
+    for target_ms in targets:
+        config = EngineConfig(
+            model=args.model,
+            random_weights=args.random_weights,
+            itl_target_ms=target_ms,
+            kv_cache_gib=args.kv_cache_gib,
         )
-        scenes.append(play(engine, target_ms, args.readers, args.prompt_tokens))
+        engine = build_engine(config)
+        scenes.append(play(engine, target_ms, args))
         engine.close()
     figures = []
     for scene in scenes:
@@ -152,10 +186,11 @@ def main() -> None:
                 "during_p50_ms": percentile_ms(during, 0.5),
                 "during_p99_ms": percentile_ms(during, 0.99),
                 "during_max_ms": max(during) * 1000,
-                "long_prompt_ttft_s": scene.ttft_s,
+                "long_prompts_s": scene.prompts_s,
+                "long_prompts_alone_s": scene.prompts_alone_s,
             }
         )
-        print({key: value and round(value, 1) for key, value in figures[-1].items()})
+        print({key: value and round(value, 3) for key, value in figures[-1].items()})
     if args.svg:
         draw(scenes, args.svg)
     if args.json:

@@ -38,7 +38,8 @@ _GROUP = tl.constexpr(GROUP)
 def _load_rows(weight, rows, live, k, in_k, K: tl.constexpr):
     """Load [rows, k] of a weight, which nothing reads again."""
     mask = live[:, None] & in_k[None, :]
-    place = weight + rows[:, None] * K + k[None, :]
+    # As many columns a thread as rows of two bytes get: x then needs no exchange between threads.
+    place = tl.max_contiguous(weight + rows[:, None] * K + k[None, :], [1, 8])
     return tl.load(place, mask=mask, other=0.0, eviction_policy="evict_first")
 
 
@@ -147,13 +148,17 @@ def _down_kernel(
         coming += (
             _load_piece(weight, scales, experts, step, rows, live, N, K, BLOCK_K, BLOCK_OUT),
         )
-    acc = tl.zeros([ROWS, BLOCK_K if scales is None else BLOCK_K // _GROUP], tl.float32)
+    # Scales of outputs come behind the sum over an expert, those of blocks behind each product.
+    BY_OUTPUT: tl.constexpr = scales is not None and BLOCK_OUT == 0
+    zeros = tl.zeros([ROWS, BLOCK_K // _GROUP if BLOCK_OUT else BLOCK_K], tl.float32)
+    acc = zeros
+    of_expert = zeros
     wait_for_inputs(PDL)
     for step in tl.static_range(TOP * BLOCKS):
         k = (step % BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
         place = step // BLOCKS
         value = tl.load(acted + place * K + k, mask=k < K, other=0.0).to(tl.float32)
-        value *= tl.load(weights + place)
+        share = tl.load(weights + place)
         w, scale = coming[0]
         coming = coming[1:]
         if step + AHEAD < TOP * BLOCKS:
@@ -161,11 +166,14 @@ def _down_kernel(
                 _load_piece(weight, scales, experts, step + AHEAD, rows, live, N, K, BLOCK_K,
                             BLOCK_OUT),
             )  # fmt: skip
-        product = w.to(tl.float32) * value[None, :]
-        if scales is None:
-            acc += product
+        if BY_OUTPUT:
+            of_expert += w.to(tl.float32) * value[None, :]
+            if (step + 1) % BLOCKS == 0:
+                acc += of_expert * (share * scale)
+                of_expert = zeros
         else:
-            acc += _scaled(product, scale, ROWS, BLOCK_K)
+            product = w.to(tl.float32) * (share * value)[None, :]
+            acc += product if BLOCK_OUT == 0 else _scaled(product, scale, ROWS, BLOCK_K)
     y = tl.sum(acc, axis=1)
     y = add_shared(y, shared, gate_logits, 0, 0, rows, live)
     if residual is not None:
@@ -258,7 +266,7 @@ def lone_row_down(
     values, scales, block_outputs = _plain_parts(down, width, inner, acted)
     require_contiguous(acted=acted)
     beside.check(1, width)
-    tuning = tuning or down_row_tuning(inner, rounded=scales is not None)
+    tuning = tuning or down_row_tuning(inner)
     out = acted.new_empty(1, width)
     _down_kernel[(ceil_div(width, tuning.block_n),)](
         acted,

@@ -1,21 +1,20 @@
-"""The router of few rows: norm, logits and the choice, in one launch or two.
+"""The router of few rows: norm and logits in a launch, and the choice in another.
 
-Programs share out rows and experts; of several rows the last one of a row may choose for it: then
-there is no launch between logits and choice.
+Programs share out rows and experts. The last one of a row could choose for it, but would wait for
+the others' writes and ask for them again, which takes longer than a launch that is there already.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.experts.routing import Chosen, choose_rows, launch_choice
+from tokenbus.kernels.experts.routing import Chosen, launch_choice
 from tokenbus.kernels.experts.table import RouterTuning, router_tuning
 from tokenbus.kernels.launch import (
     ceil_div,
@@ -74,31 +73,12 @@ class FewRows:
         return min(self.num_experts, self.chosen.experts.numel())
 
 
-@cache
-def _arrivals(device: torch.device) -> Tensor:
-    """Return counts of programs that ended, zero between launches, of each row."""
-    return torch.zeros(MAX_FEW_ROWS, dtype=torch.int32, device=device)
-
-
-@triton.jit
-def _is_last(arrivals, num_programs):
-    """Count this program in; say whether all others were there before, whose writes are seen."""
-    tl.debug_barrier()
-    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") == num_programs - 1
-    if is_last:
-        tl.debug_barrier()
-        tl.store(arrivals, 0)
-    return is_last
-
-
 @triton.jit
 def _router_kernel(
-    x, norm_weight, router, normed, rounded, row_scales, logits, experts, weights, arrivals,
-    L, E, eps, K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
-    CHOOSES: tl.constexpr, WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_E: tl.constexpr,
-    RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    x, norm_weight, router, normed, rounded, row_scales, logits, L, eps, K: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_L logits of a row, whose last program may choose."""
+    """Compute BLOCK_L logits of a row."""
     release_successor(PDL)
     row = tl.program_id(1)
     outs = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -129,11 +109,6 @@ def _router_kernel(
         tl.store(row_scales + row, by_row + tl.sum(exact - exact), mask=begin == 0)
     logit = tl.sum(w.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
     tl.store(logits + row * L + outs, logit.to(logits.dtype.element_ty), mask=live)
-    if CHOOSES and _is_last(arrivals + row, tl.num_programs(0)):
-        # Each warp chooses by itself: nothing passes between them at every turn.
-        same = row + tl.zeros([WARPS], tl.int32)
-        choose_rows(logits, experts, weights, same, same >= 0, L, E, TOP, BLOCK_E, RENORMALISE,
-                    BY_LOGITS, UNIFORM)  # fmt: skip
 
 
 def route_few(
@@ -183,21 +158,13 @@ def route_few(
         None if few.rounded is None else few.rounded.values,
         None if few.rounded is None else few.rounded.scales,
         few.logits,
-        few.chosen.experts,
-        few.chosen.weights,
-        _arrivals(x.device),
         num_logits,
-        rule.num_experts,
         eps,
         K=width,
         BLOCK_L=tuning.block_l,
         BLOCK_K=next_power_of_2(width),
-        CHOOSES=tuning.chooses,
-        WARPS=tuning.num_warps,
         num_warps=tuning.num_warps,
-        **rule.options(),
         **dependent_launch(x.device),
     )
-    if not tuning.chooses:
-        launch_choice(few.logits, few.chosen, rule)
+    launch_choice(few.logits, few.chosen, rule)
     return few

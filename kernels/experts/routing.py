@@ -73,49 +73,16 @@ class Routing:
 
 
 @triton.jit
-def _places_of_equals(score, e, TOP: tl.constexpr, BLOCK_E: tl.constexpr):
+def _places_of_equals(score, TOP: tl.constexpr, BLOCK_E: tl.constexpr):
     """Return the place of each expert, of equal ones the lower number first; TOP if it has none."""
-    place = tl.full(score.shape, TOP, tl.int32)
+    e = tl.arange(0, BLOCK_E)
+    place = tl.full([BLOCK_E], TOP, tl.int32)
     for turn in tl.static_range(TOP):
-        best = tl.max(score, axis=1, keep_dims=True)
-        expert = tl.min(tl.where(score == best, e, BLOCK_E), axis=1, keep_dims=True)
-        place = tl.where(e == expert, turn, place)
-        score = tl.where(e == expert, NO_SCORE, score)
+        best = tl.max(score, axis=0)
+        is_next = e == tl.min(tl.where(score == best, e, BLOCK_E), axis=0)
+        place = tl.where(is_next, turn, place)
+        score = tl.where(is_next, NO_SCORE, score)
     return place
-
-
-@triton.jit
-def choose_rows(
-    logits, experts, weights, rows, some, stride, E, TOP: tl.constexpr,
-    BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
-    UNIFORM: tl.constexpr,
-):  # fmt: skip
-    """Write the experts of rows, [R], and their weights; what is of `some` rows alone.
-
-    A warp that has whole rows finds a place's expert without the others: what it compares has 32
-    bits, of which a warp takes the largest in one instruction.
-    """
-    share, score = scores_of(logits, rows, some, stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
-    e = tl.arange(0, BLOCK_E)[None, :]
-    # Each expert keeps its own place: nothing is moved before the end.
-    place = tl.full(score.shape, TOP, tl.int32)
-    left = score
-    for turn in tl.static_range(TOP):
-        is_best = left == tl.max(left, axis=1, keep_dims=True)
-        place = tl.where(is_best, turn, place)
-        left = tl.where(is_best, NO_SCORE, left)
-    # Each turn chose one expert unless some are equal, which is rare: then again, one at a time.
-    tally = tl.sum(tl.where(place < TOP, _EXPERTS + place, 0), axis=1)
-    has_equals = some & (tally != TOP * _EXPERTS + TOP * (TOP - 1) // 2)
-    if tl.max(has_equals.to(tl.int32)) > 0:
-        place = _places_of_equals(score, e, TOP, BLOCK_E)
-    is_chosen = place < TOP
-    if RENORMALISE:
-        share /= tl.sum(tl.where(is_chosen, share, 0.0), axis=1, keep_dims=True)
-    out = rows.to(tl.int64)[:, None] * TOP + place
-    mask = some[:, None] & is_chosen
-    tl.store(experts + out, tl.broadcast_to(e, place.shape), mask=mask)
-    tl.store(weights + out, share, mask=mask)
 
 
 @triton.jit
@@ -123,12 +90,32 @@ def _choose_kernel(
     logits, experts, weights, stride, E, TOP: tl.constexpr, BLOCK_E: tl.constexpr,
     RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Choose the experts of a row."""
+    """Choose the experts of a row.
+
+    A warp does that alone: what it compares has 32 bits, of which it takes the largest in one
+    instruction.
+    """
     release_successor(PDL)
-    row = tl.program_id(0) + tl.arange(0, 1)
+    row = tl.program_id(0).to(tl.int64)
     wait_for_inputs(PDL)
-    choose_rows(logits, experts, weights, row, row >= 0, stride, E, TOP, BLOCK_E, RENORMALISE,
-                BY_LOGITS, UNIFORM)  # fmt: skip
+    share, score = scores_of(logits + row * stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
+    # Each expert keeps its own place: nothing is moved before the end.
+    place = tl.full([BLOCK_E], TOP, tl.int32)
+    left = score
+    for turn in tl.static_range(TOP):
+        is_best = left == tl.max(left, axis=0)
+        place = tl.where(is_best, turn, place)
+        left = tl.where(is_best, NO_SCORE, left)
+    # Each turn chose one expert unless some are equal, which is rare: then again, one at a time.
+    tally = tl.sum(tl.where(place < TOP, _EXPERTS + place, 0), axis=0)
+    if tally != TOP * _EXPERTS + TOP * (TOP - 1) // 2:
+        place = _places_of_equals(score, TOP, BLOCK_E)
+    is_chosen = place < TOP
+    if RENORMALISE:
+        share /= tl.sum(tl.where(is_chosen, share, 0.0), axis=0)
+    out = row * TOP + place
+    tl.store(experts + out, tl.arange(0, BLOCK_E), mask=is_chosen)
+    tl.store(weights + out, share, mask=is_chosen)
 
 
 @triton.jit

@@ -62,31 +62,25 @@ def _uniform(value, e, live):
     """Replace logits by numbers of 0 to 1 that depend on the whole row and the expert."""
     bits = value.to(tl.uint32, bitcast=True)
     own = _mixed(bits + e.to(tl.uint32) * 0x9E3779B1)
-    row = tl.xor_sum(tl.where(live, own, 0).to(tl.int32, bitcast=True), axis=1, keep_dims=True)
+    row = tl.xor_sum(tl.where(live, own, 0).to(tl.int32, bitcast=True), axis=0)
     drawn = _mixed(row.to(tl.uint32, bitcast=True) + e.to(tl.uint32) * 0x85EBCA6B)
     return (drawn >> 8).to(tl.float32) * (1.0 / 16777216.0)
 
 
 @triton.jit
-def scores_of(
-    logits, rows, some, stride, E, BLOCK_E: tl.constexpr, BY_LOGITS: tl.constexpr,
-    UNIFORM: tl.constexpr,
-):  # fmt: skip
-    """Return the softmax of rows, [R, BLOCK_E] float32, and what sorts as they are chosen, int32.
+def scores_of(logits, E, BLOCK_E: tl.constexpr, BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr):
+    """Return the softmax of a row, [BLOCK_E] float32, and what sorts as it is chosen, int32.
 
-    NaN sorts first, as it does in torch; what is no expert last. Logits are read from the L2 cache:
-    other programs of the launch may have written them.
+    NaN sorts first, as it does in torch; what is no expert last.
     """
-    e = tl.arange(0, BLOCK_E)[None, :]
+    e = tl.arange(0, BLOCK_E)
     live = e < E
-    place = logits + rows.to(tl.int64)[:, None] * stride + e
-    value = tl.load(place, mask=some[:, None] & live, other=0.0, cache_modifier=".cg")
-    value = value.to(tl.float32)
+    value = tl.load(logits + e, mask=live, other=0.0).to(tl.float32)
     if UNIFORM:
         value = _uniform(value, e, live)
-    top = tl.max(tl.where(live, value, float("-inf")), axis=1, keep_dims=True)
+    top = tl.max(tl.where(live, value, float("-inf")), axis=0)
     share = tl.where(live, tl.exp(value - top), 0.0)
-    share = tl.div_rn(share, tl.broadcast_to(tl.sum(share, axis=1, keep_dims=True), share.shape))
+    share = tl.div_rn(share, tl.zeros_like(share) + tl.sum(share, axis=0))
     score = value if BY_LOGITS else share
     # Minus zero equals zero.
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)

@@ -37,24 +37,21 @@ class RowTuning:
 
 @dataclass(frozen=True, slots=True)
 class RouterTuning:
-    """How the logits of few rows are laid out.
-
-    block_l: logits of a program. chooses: whether the last program of a row chooses for it, which
-    saves a launch, but waits for the others' writes and asks for them again.
-    """
+    """How the logits of few rows are laid out. block_l: logits of a program."""
 
     block_l: int
     num_warps: int
-    chooses: bool = False
 
 
 def router_tuning(num_rows: int, width: int) -> RouterTuning:
     """Pick the layout of a router of up to 16 rows.
 
-    A lone row has a logit in a program, whose warps have some 2,048 columns each.
+    A lone row has a logit in a program; of 128 experts of 2,048 inputs two warps take 0.4 us of
+    45 a layer less than one, and 0.15 less than two logits for them. Of 8 rows a program with 16
+    logits takes 1.2 us of 150 longer than one with 8, as does one with half of its warps 0.5.
     """
     if num_rows == 1:
-        return RouterTuning(1, min(8, max(1, width // 2048)))
+        return RouterTuning(1, min(8, max(1, width // 1024)))
     return RouterTuning(8, 4)
 
 
@@ -95,18 +92,22 @@ def down_tuning(tile_rows: int) -> GroupTuning:
 
 
 def up_row_tuning(width: int, *, rounded: bool) -> RowTuning:
-    """Pick the layout of a lone row's gates and what they gate; rounded: of weights in FP8."""
+    """Pick the layout of a lone row's gates and what they gate; rounded: of weights in FP8.
+
+    Of 2,048 inputs in FP8, warps by themselves take 0.5 us of 41 a layer less than two together.
+    """
     if rounded:
-        return RowTuning(2, 2048, 2) if width <= 2048 else RowTuning(4, 1024, 4)
+        return RowTuning(2, 512, 1) if width <= 2048 else RowTuning(4, 1024, 4)
     return RowTuning(4, 2048 if width <= 2048 else 1024, 4)
 
 
-def down_row_tuning(inner: int, *, rounded: bool) -> RowTuning:
+def down_row_tuning(inner: int) -> RowTuning:
     """Pick the layout of a lone row's products behind the gates.
 
-    Of 768 inputs in bf16, warps by themselves take 1.3 us of 51 a layer less than four together.
+    Of 768 inputs, warps by themselves take 1.3 us of 51 a layer less than four together in bf16,
+    and 2.4 of 41 in FP8.
     """
-    if inner <= 1024 and not rounded:
+    if inner <= 1024:
         return RowTuning(2, 256, 1, ahead=12)
     return RowTuning(4, 1024, 4, ahead=4)
 

@@ -141,7 +141,10 @@ def _before_sum(width_in: int, width_out: int) -> LinearTuning:
     if width_out <= 2048:
         return LinearTuning(16, 1024, 4, slices=4, early=early)
     if width_out >= 5120:
-        return LinearTuning(64, 256, 4, stages=4, early=early)
+        # Of few inputs each multiprocessor gets a tile: 0.9 us less than whole ones for 80 of them.
+        width = 8 * ceil_div(width_out, 8 * _PROCESSORS)
+        fits = width_in <= 2048 and width < 64
+        return LinearTuning(64, 256, 4, stages=4, early=early, width=width if fits else 0)
     if width_in == width_out == 4096:
         return LinearTuning(16, 256, 2, stages=4, early=early)
     return LinearTuning(16, 512, 4, stages=4, slices=4, early=early)

@@ -254,11 +254,10 @@ def test_a_router_of_few_rows_equals_its_twins(
     rule = RouterRule(experts, top_k, renormalise=rows > 1, by_logits=by_logits)
     x, norm = randn(rows, width, dtype=dtype), randn(width, seed=5).to(dtype)
     router = randn(experts + 1, width, dtype=dtype, seed=6) / math.sqrt(width)
-    for chooses in (True, True, False):
+    for tuning in (None, RouterTuning(2, 2)):
         few = route_few(
-            x, router, rule, norm_weight=norm if normed else None, eps=1e-5,
-            tuning=RouterTuning(2, 2, chooses=chooses),
-        )  # fmt: skip
+            x, router, rule, norm_weight=norm if normed else None, eps=1e-5, tuning=tuning
+        )
         seen = twins.rms_norm(x, norm, 1e-5) if normed else x
         assert_close(few.rows, seen, dtype)
         assert_close(few.logits, few.rows.float() @ router.float().T, dtype)
