@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import shutil
@@ -25,7 +26,7 @@ from tokenbus.engine.parallel.board import RankBoard, open_memory
 from tokenbus.engine.parallel.collective import join
 from tokenbus.engine.parallel.group import RankGroup
 from tokenbus.engine.parallel.orders import PROBE, OrderBook
-from tokenbus.engine.parallel.topology import device_of_rank, settle, tell
+from tokenbus.engine.parallel.topology import device_of_rank, settle, told
 from tokenbus.engine.parallel.watch import LOOK_S, SILENT_S, Pulse, RankWatch
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from tokenbus.engine.config import EngineConfig
     from tokenbus.engine.sampling.plan import SamplingPlan
     from tokenbus.engine.scheduling.plan import StepPlan
+
+_log = logging.getLogger(__name__)
 
 _COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.parallel.follower")
 # Multicast over NVLink is off, and no handshake is left to the capture of a graph.
@@ -87,7 +90,8 @@ class LeadingGroup(RankGroup):
         self.collective = join(device, self._folder, self._board, self._watch.cause)
         self._begun.callback(self.collective.close)
         self._begun.callback(self._watch.stop)
-        tell(self._size, device)
+        self.topology = told(self._size, device)
+        _log.info("ranks.started: %s", self.topology)
 
     def loaded(self) -> None:
         """Wait until all ranks have their weights; from here on their loss is watched."""

@@ -91,6 +91,8 @@ class EngineSupervisor:
             max_model_len=ready.limits.max_model_len,
             sampling_defaults=ready.limits.sampling_defaults.given(),
         )
+        if ready.topology:
+            self._log.info("ranks.started", topology=ready.topology)
         return ready
 
     async def run(self, events: EngineEvents) -> None:

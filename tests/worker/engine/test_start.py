@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
+from unittest.mock import AsyncMock
 
 import pytest
 import structlog
@@ -18,13 +19,25 @@ from patience import PATIENCE_S
 from transformers import LlamaConfig
 
 from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.types import EngineLimits
 from tokenbus.engine.weights import model_store
 from tokenbus.worker import logs
+from tokenbus.worker.engine.current_engine import CurrentEngine
+from tokenbus.worker.engine.link import EngineLink
 from tokenbus.worker.engine.phase_teller import PhaseTeller
 from tokenbus.worker.engine.process import build
 from tokenbus.worker.engine.start_phases import StartPhases
-from tokenbus.worker.messages.engine import COMMANDS, REPORTS, EngineStarting, StartEngine
+from tokenbus.worker.engine.supervisor import EngineSupervisor
+from tokenbus.worker.messages.engine import (
+    COMMANDS,
+    REPORTS,
+    EngineReady,
+    EngineStarting,
+    StartEngine,
+)
+from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.process.frames import FrameReader
+from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +118,19 @@ async def test_phase_that_goes_on_is_told_again(
     finally:
         structlog.configure(**before)
     assert told[0] == "starting the process"
+
+
+@pytest.mark.parametrize("topology", ["", "2 ranks on the CPU"])
+async def test_places_of_ranks_are_logged(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log says once per start where the ranks of a group are; a lone engine has none."""
+    limits = EngineLimits("tiny", 20, 16, 64, 4, (), 300)
+    ready = AsyncMock(return_value=EngineReady(limits, 19, topology=topology))
+    monkeypatch.setattr(EngineLink, "start", ready)
+    supervisor = EngineSupervisor(WorkerSettings.load(), CurrentEngine(60.0), Metrics())
+    with structlog.testing.capture_logs() as told:
+        await supervisor.start()
+    found = [line["topology"] for line in told if line["event"] == "ranks.started"]
+    assert found == [topology] * bool(topology)
 
 
 @pytest.mark.processes
