@@ -39,12 +39,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.parallel.follower")
-# Multicast over NVLink is off, and no handshake is left to the capture of a graph.
+# Multicast over NVLink is off, no handshake is left to the capture of a graph, and torch's monitor
+# looks for no order to write down what NCCL did: it would wait for files of a group that is over.
 NCCL_SETTINGS = {
     "NCCL_NVLS_ENABLE": "0",
     "NCCL_GRAPH_REGISTER": "0",
     "NCCL_RUNTIME_CONNECT": "0",
     "NCCL_SOCKET_IFNAME": "lo",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
 }
 # Device time of a prompt token, at the very most, by which a long step is told from a dead one.
 _TOKEN_S = 1e-3
@@ -60,8 +62,7 @@ class LeadingGroup(RankGroup):
         self._folder = tempfile.mkdtemp(prefix="tokenbus-ranks-")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
-        # What was begun, which is ended in reverse: NCCL's monitor looks into the folder to the
-        # last, and waits for it where it is gone.
+        # What was begun, which is ended in reverse.
         self._begun = ExitStack()
         self._begun.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._begun.callback(_end, self._processes, self._sockets)
