@@ -1,4 +1,4 @@
-"""Workers on a GPU each, through one queue: `python benchmarks/replicas.py --workers 2 --retail FILE`.
+"""Workers on a GPU each, one queue: `python benchmarks/replicas.py --workers 2 --retail FILE`.
 
 Three loads in turn, with two workers twice as much of each as with one, so that the rows of both
 can be compared: nano's mix, 256 sequences for every worker at once; customers of a retail agent
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Of a worker; jobs of retail and of the groups a second, and how long they come.
 _NUM_SEQS = 256
 _RETAIL_RATE, _GROUPS_RATE = 24.0, 16.0
-_DURATION_S, _WARM_UP_S = 18.0, 6.0
+_DURATION_S, _WARM_UP_S = 15.0, 5.0
 _NUM_GROUPS, _SHARED_TOKENS = 24, 2048
 
 

@@ -198,10 +198,10 @@ class NcclGroup(ProcessGroup):
 
     def _device_ends(self) -> bool:
         """Tell whether the device comes to the end of what it was given."""
-        event: Any = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no type here
         event.record(torch.cuda.default_stream(self._device))
         gives_up_at = time.monotonic() + _DEVICE_S
-        while not event.query():
+        while not event.query():  # type: ignore[no-untyped-call] # torch has no type here
             if time.monotonic() > gives_up_at:
                 return False
             time.sleep(_LOOK_S)
