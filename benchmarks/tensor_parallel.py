@@ -31,7 +31,7 @@ _LLAMA = {
     "dtype": "bfloat16",
     "tie_word_embeddings": False,
 }
-_8B = _LLAMA | {
+SHAPE_8B = _LLAMA | {
     "hidden_size": 4096,
     "intermediate_size": 14_336,
     "num_hidden_layers": 32,
@@ -45,12 +45,12 @@ _70B = _LLAMA | {
 }
 # By row: the shape and the workload.
 _ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "single": (_8B, "single"),
-    "batch8": (_8B, "batch8"),
-    "batch64": (_8B, "batch64"),
-    "nano256": (_8B, "nano256"),
-    "shared8x2048": (_8B, "shared8x2048"),
-    "prefill2k": (_8B, "prefill2k"),
+    "single": (SHAPE_8B, "single"),
+    "batch8": (SHAPE_8B, "batch8"),
+    "batch64": (SHAPE_8B, "batch64"),
+    "nano256": (SHAPE_8B, "nano256"),
+    "shared8x2048": (SHAPE_8B, "shared8x2048"),
+    "prefill2k": (SHAPE_8B, "prefill2k"),
     "single-70b": (_70B, "single"),
 }
 # Nearer than this two tokens may change places with the order of a sum in bfloat16.

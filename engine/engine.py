@@ -230,6 +230,11 @@ class Engine:
         """Process ids of the ranks that run the model together with this one, in their order."""
         return self._runner.group.follower_pids
 
+    @property
+    def topology(self) -> str:
+        """Where the ranks are, for people; empty where there is one."""
+        return self._runner.group.topology
+
     def check_ranks(self) -> None:
         """Raise RankLost if a rank was lost, which a step would raise too."""
         self._runner.group.check()

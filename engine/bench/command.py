@@ -181,6 +181,8 @@ def _run(
         + ", ".join(f"{name} {value:.2f}" for name, value in ceilings.items()),
         flush=True,
     )
+    if engine.topology:
+        print(f"ranks: {engine.topology}", flush=True)
     for name in args.workload:
         workload = partial(_workload, name=name, watch=watch)
         measured = _first_token if name == _FIRST_TOKEN else workload

@@ -45,6 +45,10 @@ def pseudo_token(seed: int, choice: int, position: int, low: int, high: int) -> 
 class NullEngine:
     """Stands in for the engine where only the queue around it is of interest."""
 
+    # It is one rank.
+    follower_pids: tuple[int, ...] = ()
+    topology = ""
+
     def __init__(
         self,
         config: NullConfig,
@@ -62,11 +66,6 @@ class NullEngine:
         self._next_step_at = clock()
         self._steps = self._prompt_tokens = self._generated = 0
         self._preemptions = self._preempted_tokens = 0
-
-    @property
-    def follower_pids(self) -> tuple[int, ...]:
-        """Process ids of other ranks: there are none."""
-        return ()
 
     def check_ranks(self) -> None:
         """Raise if a rank was lost: there is one."""

@@ -6,6 +6,8 @@ rows, and all ranks hold the same bits of them, so that all of them would draw t
 
 from __future__ import annotations
 
+import ctypes
+import time
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
 
 # The watch of rank 0 tells a rank that hangs within seconds; this is for what it cannot see.
 _TIMEOUT = timedelta(minutes=30)
-# How long the end of a group is waited for.
-_ABORT_S = 5.0
+# How long the end of a group is waited for, and the device of it: one that takes longer waits for a
+# rank that is lost.
+_ABORT_S, _DEVICE_S = 5.0, 2.0
+_LOOK_S = 0.01
 # Ranks are on one host.
 LOOPBACK = "127.0.0.1"
 
@@ -153,9 +157,14 @@ class NcclGroup(ProcessGroup):
     """A GPU per rank; each element is summed once and handed to all, so that all hold its bits."""
 
     def __init__(
-        self, group: Any, board: RankBoard, cause: Callable[[Exception], Exception]
+        self,
+        group: Any,
+        board: RankBoard,
+        cause: Callable[[Exception], Exception],
+        device: torch.device,
     ) -> None:
         super().__init__(group, board, cause)
+        self._device = device
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._is_over = Event()
         # It stands ready: an interpreter that ends starts no thread.
@@ -165,8 +174,8 @@ class NcclGroup(ProcessGroup):
     def close(self) -> None:
         """Let go of the group: its threads would wait for the other ranks at the process's end.
 
-        What the device still runs may wait for a rank that is lost: that is left to the end of the
-        process.
+        Where the device waits for a rank that is lost, so would NCCL and whoever ends a graph:
+        they are left as they are, past the end of the interpreter.
         """
         self._is_over.set()
         self._end.join(_ABORT_S)
@@ -178,10 +187,25 @@ class NcclGroup(ProcessGroup):
 
     def _let_go(self) -> None:
         self._is_over.wait()
-        # NCCL waits until no graph holds its launches.
-        for graph in self._graphs:
-            graph.reset()
-        self._group.abort()
+        if self._device_ends():
+            # NCCL waits until no graph holds its launches.
+            for graph in self._graphs:
+                graph.reset()
+            self._group.abort()
+        else:
+            for held in (self._group, *self._graphs):
+                _keep_to_the_last(held)
+
+    def _device_ends(self) -> bool:
+        """Tell whether the device comes to the end of what it was given."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no type here
+        event.record(torch.cuda.default_stream(self._device))
+        gives_up_at = time.monotonic() + _DEVICE_S
+        while not event.query():  # type: ignore[no-untyped-call] # torch has no type here
+            if time.monotonic() > gives_up_at:
+                return False
+            time.sleep(_LOOK_S)
+        return True
 
     def all_reduce(self, part: Tensor) -> Tensor:
         """Return the sum of all ranks' parts, in place."""
@@ -189,6 +213,11 @@ class NcclGroup(ProcessGroup):
         with self._together():
             self._group.allreduce([part]).wait()
         return part
+
+
+def _keep_to_the_last(thing: object) -> None:
+    """Let a thing live until the process is gone: no end of the interpreter ends it."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def join(
@@ -209,7 +238,7 @@ def join(
         options = torch_dist.ProcessGroupNCCL.Options()
         options._timeout = _TIMEOUT
         nccl = torch_dist.ProcessGroupNCCL(store, board.rank, board.size, options)
-        group = NcclGroup(nccl, board, cause)
+        group = NcclGroup(nccl, board, cause, device)
         group.boxes = open_boxes(device, board, store)
         return group
     options = torch_dist.ProcessGroupGloo._Options()

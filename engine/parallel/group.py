@@ -22,6 +22,8 @@ class RankGroup:
     """
 
     collective: Collective = Alone()
+    # Where the ranks of several are, for people.
+    topology = ""
 
     @property
     def follower_pids(self) -> tuple[int, ...]:

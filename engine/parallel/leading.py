@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import shutil
@@ -25,7 +26,7 @@ from tokenbus.engine.parallel.board import RankBoard, open_memory
 from tokenbus.engine.parallel.collective import join
 from tokenbus.engine.parallel.group import RankGroup
 from tokenbus.engine.parallel.orders import PROBE, OrderBook
-from tokenbus.engine.parallel.topology import device_of_rank, settle, tell
+from tokenbus.engine.parallel.topology import device_of_rank, settle, told
 from tokenbus.engine.parallel.watch import LOOK_S, SILENT_S, Pulse, RankWatch
 
 if TYPE_CHECKING:
@@ -35,13 +36,17 @@ if TYPE_CHECKING:
     from tokenbus.engine.sampling.plan import SamplingPlan
     from tokenbus.engine.scheduling.plan import StepPlan
 
+_log = logging.getLogger(__name__)
+
 _COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.parallel.follower")
-# Multicast over NVLink is off, and no handshake is left to the capture of a graph.
+# Multicast over NVLink is off, no handshake is left to the capture of a graph, and torch's monitor
+# looks for no order to write down what NCCL did: it would wait for files of a group that is over.
 NCCL_SETTINGS = {
     "NCCL_NVLS_ENABLE": "0",
     "NCCL_GRAPH_REGISTER": "0",
     "NCCL_RUNTIME_CONNECT": "0",
     "NCCL_SOCKET_IFNAME": "lo",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
 }
 # Device time of a prompt token, at the very most, by which a long step is told from a dead one.
 _TOKEN_S = 1e-3
@@ -57,8 +62,7 @@ class LeadingGroup(RankGroup):
         self._folder = tempfile.mkdtemp(prefix="tokenbus-ranks-")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
-        # What was begun, which is ended in reverse: NCCL's monitor looks into the folder to the
-        # last, and waits for it where it is gone.
+        # What was begun, which is ended in reverse.
         self._begun = ExitStack()
         self._begun.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._begun.callback(_end, self._processes, self._sockets)
@@ -87,7 +91,8 @@ class LeadingGroup(RankGroup):
         self.collective = join(device, self._folder, self._board, self._watch.cause)
         self._begun.callback(self.collective.close)
         self._begun.callback(self._watch.stop)
-        tell(self._size, device)
+        self.topology = told(self._size, device)
+        _log.info("ranks.started: %s", self.topology)
 
     def loaded(self) -> None:
         """Wait until all ranks have their weights; from here on their loss is watched."""

@@ -1,8 +1,7 @@
-"""Topology: which device and which cores a rank gets, and how the start line tells it."""
+"""Topology: which device and which cores a rank gets, and how that is told."""
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +12,6 @@ from tokenbus.engine.errors import RequestRejected
 
 if TYPE_CHECKING:
     from tokenbus.engine.config import EngineConfig
-
-_log = logging.getLogger(__name__)
 
 _DEVICES = Path("/sys/bus/pci/devices")
 _NODES = Path("/sys/devices/system/node")
@@ -54,29 +51,25 @@ def settle(device: torch.device) -> None:
         os.sched_setaffinity(0, cores)
 
 
-def tell(size: int, device: torch.device) -> None:
-    """Write the start line: ranks, their devices and nodes, and how the devices are connected."""
+def told(size: int, device: torch.device) -> str:
+    """Tell where ranks are: devices, their nodes, and how the devices are connected."""
     if device.type != "cuda":
-        _log.info("ranks.started: %d on the CPU, %d threads each", size, torch.get_num_threads())
-        return
+        return f"{size} ranks on the CPU; threads of each: {torch.get_num_threads()}"
     places = []
     for rank in range(size):
         near = torch.device("cuda", rank)
         node = _node_of(near)
-        told = "no NUMA node" if node is None else f"NUMA node {node}"
-        places.append(f"rank {rank} on {near} {torch.cuda.get_device_name(near)}, {told}")
+        beside = "no NUMA node" if node is None else f"NUMA node {node}"
+        places.append(f"rank {rank} on {near} {torch.cuda.get_device_name(near)}, {beside}")
     peers = all(
         torch.cuda.can_device_access_peer(one, other)
         for one in range(size)
         for other in range(size)
         if one != other
     )
-    _log.info(
-        "ranks.started: %s; %s; CUDA_VISIBLE_DEVICES=%s",
-        ", ".join(places),
-        "each reads the memory of the others" if peers else "no memory of peers can be read",
-        os.environ.get("CUDA_VISIBLE_DEVICES", "unset"),
-    )
+    reach = "each reads the memory of the others" if peers else "no memory of peers can be read"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "unset")
+    return "; ".join((*places, reach, f"CUDA_VISIBLE_DEVICES={visible}"))
 
 
 def _node_of(device: torch.device) -> int | None:

@@ -30,7 +30,8 @@ DEVICE = os.environ.get("CHAOS_RANK_DEVICE", "cpu")
 # From the fault of one rank to the end of the last one.
 END_S = 5.0
 LEASE_S = 5
-NUM_TOKENS = 120
+# More for ranks that are fast.
+NUM_TOKENS = number_of("RANK_TOKENS", short=120, full=120)
 
 
 class _Group:
@@ -48,6 +49,12 @@ class _Group:
             while not (ready := (await self._ride.client.status()).ready):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         [self.name] = ready
+
+    async def until_beside_another(self) -> None:
+        """Wait until another worker can run jobs as well: it may have to compile first."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len((await self._ride.client.status()).ready) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
     async def until_restarted(self, number: int) -> None:
         """Wait until so many groups have taken the place of one that had ended."""
@@ -109,6 +116,7 @@ async def test_rank_is_lost(
         group = _Group(ride, await stack.enter_async_context(forked_worker(**ranks)))
         await group.until_named()
         await stack.enter_async_context(forked_worker(**settings))
+        await group.until_beside_another()
         for kill in range(NUM_KILLS):
             await group.until_restarted(kill)
             await ride.board(num_jobs // NUM_KILLS, NUM_TOKENS)

@@ -49,6 +49,11 @@ class EngineLike(Protocol):
         """Process ids of the ranks that run the model together with this one."""
         ...
 
+    @property
+    def topology(self) -> str:
+        """Where the ranks are, for people; empty where there is one."""
+        ...
+
     def check_ranks(self) -> None:
         """Raise RankLost if a rank was lost; a step does so itself."""
         ...

@@ -31,13 +31,17 @@ class Followers:
                 with contextlib.suppress(ProcessLookupError):
                     self._handles.append(os.pidfd_open(pid))
 
+    def kill(self) -> None:
+        """Kill those that still live."""
+        for handle in self._handles:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+
     async def end(self, timeout_s: float) -> None:
         """Kill those that still live, and wait until all are gone. Safe to repeat."""
+        self.kill()
         handles, self._handles = self._handles, []
         try:
-            for handle in handles:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
             async with asyncio.timeout(timeout_s):
                 for handle in handles:
                     await _gone(handle)

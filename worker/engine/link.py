@@ -117,7 +117,7 @@ class EngineLink:
 
     @property
     def is_alive(self) -> bool:
-        """True until the process has hung up."""
+        """True until the process has hung up, or said why it ends."""
         return self._ready_report is not None and not self._died.is_set()
 
     @property
@@ -143,9 +143,13 @@ class EngineLink:
         else:
             self._writer.send(COMMANDS.encode(command))
 
+    async def wait_over(self) -> None:
+        """Wait until the process has hung up, or said why it ends; devices may hold it longer."""
+        await self._died.wait()
+
     async def wait_died(self) -> EngineDied:
         """Wait until the process ends and describe how."""
-        await self._died.wait()
+        await self.wait_over()
         status = await self._reap()
         if self._refusal is not None:
             return EngineDied(
@@ -156,12 +160,18 @@ class EngineLink:
             return EngineDied(f"killed by {name}", DeathCause.SIGNAL)
         return EngineDied(f"ended with status {status}", DeathCause.EXIT)
 
-    async def kill(self) -> None:
-        """End the process at once, with all ranks of its group, and wait for them."""
+    def end(self) -> None:
+        """Kill the process, with all ranks of its group, and hear nothing more of it."""
+        self._died.set()
         if self._process is not None:
             kill(self._process)
+        self._followers.kill()
         if self._writer is not None:
             self._writer.close()
+
+    async def kill(self) -> None:
+        """End the process at once, with all ranks of its group, and wait for them."""
+        self.end()
         await self._reap()
         await self._followers.end(_REAP_TIMEOUT_S)
         if self._output is not None:
@@ -186,6 +196,8 @@ class EngineLink:
                 return
             case EngineRefused():
                 self._refusal = report
+                if self._ready_report is not None:
+                    self._died.set()
                 return
             case EngineStarting(phase, share):
                 self._on_phase(phase, share)

@@ -214,7 +214,7 @@ def serve(sock: socket.socket) -> int:
         engine, folder = build(start, PhaseTeller(sock))
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
-        ready = EngineReady(engine.limits, num_pages, folder, engine.follower_pids)
+        ready = EngineReady(engine.limits, num_pages, folder, engine.follower_pids, engine.topology)
         sock.sendall(REPORTS.encode(ready))
         gc.freeze_startup_objects()
         step_log = _open_step_log(start.step_log)

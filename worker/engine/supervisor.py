@@ -91,6 +91,8 @@ class EngineSupervisor:
             max_model_len=ready.limits.max_model_len,
             sampling_defaults=ready.limits.sampling_defaults.given(),
         )
+        if ready.topology:
+            self._log.info("ranks.started", topology=ready.topology)
         return ready
 
     async def run(self, events: EngineEvents) -> None:
@@ -103,9 +105,12 @@ class EngineSupervisor:
         num_in_a_row = 0
         while True:
             link, started_at = self._engine.link, time.monotonic()
-            died = await self._watch(link)
-            await link.kill()
+            found = await self._watch(link)
+            link.end()
+            # Its jobs go on elsewhere while its devices are let go of, which may take seconds.
             makes_headway = events.died()
+            died = found or await link.wait_died()
+            await link.kill()
             if makes_headway or time.monotonic() - started_at > _HEALTHY_S:
                 num_in_a_row = 0
             if not makes_headway:
@@ -143,13 +148,14 @@ class EngineSupervisor:
             failing=is_failing,
         )
 
-    async def _watch(self, link: EngineLink) -> EngineDied:
-        """Wait until the engine process ended, hangs or was stopped."""
+    async def _watch(self, link: EngineLink) -> EngineDied | None:
+        """Wait until the engine process hangs or was stopped; None once it ends by itself."""
         stopped_at: float | None = None
         while True:
             try:
                 async with asyncio.timeout(_LOOK_INTERVAL_S):
-                    return await link.wait_died()
+                    await link.wait_over()
+                    return None
             except TimeoutError:
                 now = time.monotonic()
                 if self._engine.is_hung:

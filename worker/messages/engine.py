@@ -122,13 +122,15 @@ class EngineReady(msgspec.Struct, tag="ready", array_like=True):
     """The engine is built; `num_pages` counts pages that sequences can hold.
 
     `tokenizer_folder` is the model's local folder, None for the null engine. `follower_pids` are
-    the processes of the ranks that run the model together with this one.
+    the processes of the ranks that run the model together with this one; `topology` tells where all
+    of them are, and is empty for one rank.
     """
 
     limits: EngineLimits
     num_pages: int
     tokenizer_folder: str | None = None
     follower_pids: tuple[int, ...] = ()
+    topology: str = ""
 
 
 class EngineRefused(msgspec.Struct, tag="refused", array_like=True):

@@ -47,23 +47,32 @@ class _Graph:
 
 
 class _Nccl:
-    """A process group that waits at its end for graphs, as NCCL does."""
+    """A process group that waits at its end for graphs, as NCCL does, and the device of it."""
 
     def __init__(self) -> None:
         self.held: set[object] = set()
-        self.is_stuck, self.goes_on = False, Event()
+        self.is_stuck, self.device_is_stuck, self.goes_on = False, False, Event()
 
     def abort(self) -> None:
         """End, once no graph holds a launch."""
-        if self.held or self.is_stuck:
+        if self.held or self.is_stuck or self.device_is_stuck:
             self.goes_on.wait()
+
+    def record(self, stream: object) -> None:
+        """Be an event of the device."""
+
+    def query(self) -> bool:
+        """Tell whether the device has ended what it was given."""
+        return not self.device_is_stuck
 
 
 @pytest.fixture
 def nccl(monkeypatch: pytest.MonkeyPatch) -> _Nccl:
-    """Take graphs of `held` for those of CUDA."""
+    """Take graphs of `held` for those of CUDA, and events for its own."""
     made = _Nccl()
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: _Graph(made.held))
+    monkeypatch.setattr(torch.cuda, "Event", lambda: made)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: None)
     return made
 
 
@@ -73,7 +82,7 @@ def group_of(nccl: Any) -> NcclGroup:
     def cause(error: Exception) -> Exception:
         return error
 
-    return NcclGroup(nccl, RankBoard(open_memory(), 0, 2), cause)
+    return NcclGroup(nccl, RankBoard(open_memory(), 0, 2), cause, torch.device("cuda", 0))
 
 
 def test_nccl_is_let_go_of_once_no_graph_holds_it(nccl: _Nccl) -> None:
@@ -96,6 +105,23 @@ def test_device_that_does_not_end_is_not_waited_for(
     assert group._end.is_alive()
     nccl.goes_on.set()
     group._end.join(PATIENCE_S)
+
+
+def test_device_that_waits_for_a_lost_rank_is_left_alone(
+    nccl: _Nccl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither graphs nor NCCL are ended, now or with the interpreter: both would wait for it."""
+    monkeypatch.setattr("tokenbus.engine.parallel.collective._DEVICE_S", 0.01)
+    group, nccl.device_is_stuck = group_of(nccl), True
+    graph: Any = group.new_graph()
+    before = sys.getrefcount(graph), sys.getrefcount(nccl)
+    group.close()
+    assert not group._end.is_alive()
+    assert len(nccl.held) == 1
+    del group
+    after = sys.getrefcount(graph), sys.getrefcount(nccl)
+    # The group's own are gone.
+    assert after == before
 
 
 def closed(built: Engine) -> None:

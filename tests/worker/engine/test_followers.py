@@ -71,7 +71,9 @@ async def test_group_ends_with_its_follower(tmp_path: Path, number: signal.Signa
     engine = Engine(StartEngine.of(config))
     try:
         with forked_children():
-            [follower] = (await engine.link.start(PATIENCE_S)).follower_pids
+            ready = await engine.link.start(PATIENCE_S)
+        assert ready.topology == "2 ranks on the CPU; threads of each: 1"
+        [follower] = ready.follower_pids
         engine.link.send(AddRequest(Request(1, (1, 2, 3), SamplingParams(max_tokens=1000))))
         await engine.until(lambda: len(engine.tokens(1)) > 4)
         os.kill(follower, number)

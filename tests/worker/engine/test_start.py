@@ -9,7 +9,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import structlog
@@ -18,13 +19,27 @@ from patience import PATIENCE_S
 from transformers import LlamaConfig
 
 from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.types import EngineLimits
 from tokenbus.engine.weights import model_store
 from tokenbus.worker import logs
+from tokenbus.worker.engine.current_engine import CurrentEngine
+from tokenbus.worker.engine.link import EngineLink
 from tokenbus.worker.engine.phase_teller import PhaseTeller
 from tokenbus.worker.engine.process import build
 from tokenbus.worker.engine.start_phases import StartPhases
-from tokenbus.worker.messages.engine import COMMANDS, REPORTS, EngineStarting, StartEngine
+from tokenbus.worker.engine.supervisor import EngineSupervisor
+from tokenbus.worker.errors import DeathCause
+from tokenbus.worker.messages.engine import (
+    COMMANDS,
+    REPORTS,
+    EngineReady,
+    EngineRefused,
+    EngineStarting,
+    StartEngine,
+)
+from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.process.frames import FrameReader
+from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +120,56 @@ async def test_phase_that_goes_on_is_told_again(
     finally:
         structlog.configure(**before)
     assert told[0] == "starting the process"
+
+
+@pytest.mark.parametrize("topology", ["", "2 ranks on the CPU"])
+async def test_places_of_ranks_are_logged(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log says once per start where the ranks of a group are; a lone engine has none."""
+    limits = EngineLimits("tiny", 20, 16, 64, 4, (), 300)
+    ready = AsyncMock(return_value=EngineReady(limits, 19, topology=topology))
+    monkeypatch.setattr(EngineLink, "start", ready)
+    supervisor = EngineSupervisor(WorkerSettings.load(), CurrentEngine(60.0), Metrics())
+    with structlog.testing.capture_logs() as told:
+        await supervisor.start()
+    found = [line["topology"] for line in told if line["event"] == "ranks.started"]
+    assert found == [topology] * bool(topology)
+
+
+async def test_jobs_are_given_back_before_devices_are_let_go_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A last word is enough: the process that said it may take seconds to be gone."""
+    ready = EngineReady(EngineLimits("tiny", 20, 16, 64, 4, (), 300), 19)
+    order: list[str] = []
+    killed, let_go, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def kill(_: EngineLink) -> None:
+        order.append("killed")
+        killed.set()
+        await let_go.wait()
+
+    events: Any = Mock()
+    events.died.side_effect = lambda: bool(order.append("jobs given back"))
+    events.restarted.side_effect = lambda _: again.set()
+    monkeypatch.setattr(EngineLink, "start", AsyncMock(return_value=ready))
+    monkeypatch.setattr(EngineLink, "kill", kill)
+    engine = CurrentEngine(60.0)
+    supervisor = EngineSupervisor(WorkerSettings.load(), engine, Metrics())
+    await supervisor.start()
+    link = engine.link
+    link._ready_report = ready
+    task = asyncio.create_task(supervisor.run(events))
+    [body] = FrameReader().feed(REPORTS.encode(EngineRefused("RankLost", "rank 1 ended")))
+    link._receive(body)
+    assert not link.is_alive
+    async with asyncio.timeout(PATIENCE_S):
+        await killed.wait()
+        assert order == ["jobs given back", "killed"]
+        assert not again.is_set()
+        let_go.set()
+        await again.wait()
+    assert (await link.wait_died()).cause is DeathCause.RANK
+    task.cancel()
 
 
 @pytest.mark.processes
