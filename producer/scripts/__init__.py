@@ -17,6 +17,8 @@ from tokenbus.producer.scripts.runner import ScriptRunner, database_of
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from tokenbus.producer.server.direct_connection import DirectConnection
+
 __all__ = [
     "STALE_ANSWER_S",
     "Append",
@@ -36,7 +38,8 @@ class Scripts:
     `completion` for what has ended, `control` for the control service, `questions` for who asks a
     worker's tokenizer, `corpus` for the answers that drafts come from.
     The client must not decode replies, and must not retry a command by itself: what a lost call
-    did is settled by the rules of reconciling, never by sending it again.
+    did is settled by the rules of reconciling, never by sending it again. Single scripts go
+    over `direct` where it is given.
     """
 
     def __init__(
@@ -46,12 +49,13 @@ class Scripts:
         *,
         timeout_s: float = 10.0,
         publish: Literal["PUBLISH", "SPUBLISH"] = "PUBLISH",
+        direct: DirectConnection | None = None,
     ) -> None:
         self.redis = redis
         self.timeout_s = timeout_s
         self.publish = publish
         self.keys = Keys(pool, database_of(redis))
-        runner = ScriptRunner(redis, timeout_s)
+        runner = ScriptRunner(redis, timeout_s, direct.execute if direct is not None else None)
         self.queue = QueueScripts(runner, self.keys)
         self.lease = LeaseScripts(runner, self.keys)
         self.log = LogScripts(runner, self.keys, publish)
