@@ -167,8 +167,8 @@ class PulledJob:
 class Pulled:
     """The answer to a pull; `endings` are entries it refused, to be ended at once.
 
-    `retry_ms`, if not 0, is when what was left to other workers is nobody's any more. `is_left` says
-    whether anything waited still; what comes where nothing did rings the bell.
+    `retry_ms`, if not 0, is when what was left to other workers is nobody's any more. `is_left`
+    says whether anything waited still; what comes where nothing did rings the bell.
     """
 
     status: PullStatus

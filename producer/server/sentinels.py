@@ -42,6 +42,7 @@ _DEPOSED = ("READONLY", "UNBLOCKED", "REDIRECT", "MASTERDOWN", "NOMASTERLINK", "
 
 
 def is_of_deposed(error: ResponseError) -> bool:
+    """Tell whether a master has answered that is none any more."""
     return answer_of(error).code in _DEPOSED
 
 

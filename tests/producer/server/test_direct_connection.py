@@ -44,7 +44,7 @@ async def num_direct(redis: Redis) -> int:
 async def until_blocked(redis: Redis) -> None:
     """Wait until somebody waits for the bell."""
     while all(each["cmd"] != "blpop" for each in await redis.client_list()):
-        await asyncio.sleep(0.001)
+        pass
 
 
 async def test_calls_at_once_share_one_socket(private_server: EmbeddedServer) -> None:
@@ -72,7 +72,7 @@ async def test_call_that_was_given_up_answers_no_other(private_server: EmbeddedS
         await redis.lpush("bell", "1")
         assert await behind == b"behind"
         while await num_direct(redis) > 1:
-            await asyncio.sleep(0.001)
+            pass
 
 
 async def test_wait_that_was_given_up_takes_nothing(private_server: EmbeddedServer) -> None:
@@ -83,7 +83,7 @@ async def test_wait_that_was_given_up_takes_nothing(private_server: EmbeddedServ
         waiting.cancel()
         await asyncio.wait([waiting])
         while await num_direct(redis):
-            await asyncio.sleep(0.001)
+            pass
         await redis.lpush("kept", "1")
         assert await redis.llen("kept") == 1
 
