@@ -84,7 +84,10 @@ def join_pool(
 ) -> PoolMember:
     """Make what the parts share; the session is not open yet."""
     scripts = Scripts(
-        server.redis, settings.pool, timeout_s=settings.call_timeout_s, direct=server.direct
+        server.redis,
+        settings.pool,
+        timeout_s=settings.call_timeout_s,
+        execute=server.direct.execute,
     )
     return PoolMember(
         worker=worker,

@@ -60,7 +60,7 @@ class AsyncClient(Unsent, PoolCalls):
         self._server = server
         self._settings = settings
         self._scripts = Scripts(
-            server.redis, pool, timeout_s=settings.call_timeout_s, direct=server.direct
+            server.redis, pool, timeout_s=settings.call_timeout_s, execute=server.direct.execute
         )
         lookup = Lookup(self._scripts)
         watch = SilenceWatch(lookup, settings.silence_s)

@@ -180,8 +180,9 @@ class Pulled:
     @property
     def may_find_more(self) -> bool:
         """Tell whether another pull may find something at once."""
-        is_some = self.status is PullStatus.JOBS and self.is_left
-        return is_some or self.status is PullStatus.RECONCILE
+        return (
+            self.is_left if self.status is PullStatus.JOBS else self.status is PullStatus.RECONCILE
+        )
 
 
 @dataclass(frozen=True, slots=True)
