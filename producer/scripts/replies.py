@@ -177,13 +177,6 @@ class Pulled:
     retry_ms: int = 0
     is_left: bool = True
 
-    @property
-    def may_find_more(self) -> bool:
-        """Tell whether another pull may find something at once."""
-        return (
-            self.is_left if self.status is PullStatus.JOBS else self.status is PullStatus.RECONCILE
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class HeldEntry:

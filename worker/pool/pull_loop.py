@@ -111,7 +111,7 @@ class PullLoop:
             await self._head_of_line.wait_for_pages(MAX_WAIT_S)
             return
         last_priority, pulled = answer
-        if last_priority == LAST_CLASS and pulled.may_find_more:
+        if last_priority == LAST_CLASS and _may_find_more(pulled):
             return
         # It may have been kept waiting by what the pull was offered and did not take.
         self._head_of_line.start()
@@ -227,3 +227,10 @@ class PullLoop:
                 await self._doorbell.wait(wait_s)
             case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR:
                 await self._head_of_line.wait_for_pages(wait_s)
+
+
+def _may_find_more(pulled: Pulled) -> bool:
+    """Tell whether another pull may find something at once."""
+    if pulled.status is PullStatus.JOBS:
+        return pulled.is_left
+    return pulled.status is PullStatus.RECONCILE

@@ -130,15 +130,15 @@ async def test_empty_pull_says_so_and_work_rings_the_bell(
 async def test_pull_that_leaves_work_behind_rings_again(
     scripts: Scripts, worker: StubWorker
 ) -> None:
-    """Work left by one worker's budget is announced to the others; who takes the rest is told so."""
+    """Work left by a worker's budget is announced to the others; who takes the rest is told."""
     await submit(scripts, a_job(), a_job())
     await raw(scripts).delete(scripts.keys.of("bell"))
     first = await worker.pull(max_jobs=1)
-    assert (len(first.jobs), first.may_find_more) == (1, True)
+    assert (len(first.jobs), first.is_left) == (1, True)
     assert await raw(scripts).llen(scripts.keys.of("bell")) == 1
     await raw(scripts).delete(scripts.keys.of("bell"))
     rest = await worker.pull(max_jobs=1)
-    assert (len(rest.jobs), rest.may_find_more) == (1, False)
+    assert (len(rest.jobs), rest.is_left) == (1, False)
     assert await raw(scripts).llen(scripts.keys.of("bell")) == 0
 
 
