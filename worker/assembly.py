@@ -83,11 +83,16 @@ def join_pool(
     settings: WorkerSettings, server: Server, *, worker: str, held_jobs: HeldJobs, metrics: Metrics
 ) -> PoolMember:
     """Make what the parts share; the session is not open yet."""
-    scripts = Scripts(server.redis, settings.pool, timeout_s=settings.call_timeout_s)
+    scripts = Scripts(
+        server.redis,
+        settings.pool,
+        timeout_s=settings.call_timeout_s,
+        execute=server.direct.execute,
+    )
     return PoolMember(
         worker=worker,
         settings=settings,
-        session=Session(server.redis, settings.lease_ttl_s),
+        session=Session(server.redis, settings.lease_ttl_s, server.direct),
         scripts=scripts,
         completion=JobCompletion(scripts, _retention(settings)),
         held_jobs=held_jobs,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from tokenbus.producer.server.direct_connection import DirectConnection
+
 T = TypeVar("T")
 
 # Calls under way at once; those of the log writers are not counted.
@@ -34,8 +36,11 @@ class Session:
     A publisher process has one of its own, which the worker opens and renews.
     """
 
-    def __init__(self, redis: Redis, lease_ttl_s: float) -> None:
+    def __init__(
+        self, redis: Redis, lease_ttl_s: float, direct: DirectConnection | None = None
+    ) -> None:
         self._redis = redis
+        self._direct = direct
         self._stale_after_s = 3 * lease_ttl_s
         self._opened = asyncio.Event()
         self._lost = asyncio.Event()
@@ -168,4 +173,6 @@ class Session:
 
     async def drop_connections(self) -> None:
         """Close every connection, so that no call of the lost session can linger."""
+        if self._direct is not None:
+            await self._direct.close()
         await self._redis.connection_pool.disconnect(inuse_connections=True)

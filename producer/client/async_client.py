@@ -59,7 +59,9 @@ class AsyncClient(Unsent, PoolCalls):
         self._home = LoopGuard(self, running_loop())
         self._server = server
         self._settings = settings
-        self._scripts = Scripts(server.redis, pool, timeout_s=settings.call_timeout_s)
+        self._scripts = Scripts(
+            server.redis, pool, timeout_s=settings.call_timeout_s, execute=server.direct.execute
+        )
         lookup = Lookup(self._scripts)
         watch = SilenceWatch(lookup, settings.silence_s)
         self._hub = SubscriptionHub(

@@ -17,8 +17,8 @@ from tokenbus.producer.gateway.app import create_app
 from tokenbus.producer.gateway.jobs.chunk_writer import ServerSends
 from tokenbus.producer.gateway.waiting_protocol import WaitingProtocol
 from tokenbus.producer.listening import listening_problem
+from tokenbus.producer.open_files import raise_file_limit
 from tokenbus.producer.scripts.rights import UserRole, check_rights
-from tokenbus.producer.server.open_files import raise_file_limit
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.producer.terminal import say

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.scripts.completing import CompletionScripts
@@ -15,6 +15,8 @@ from tokenbus.producer.scripts.queue import STALE_ANSWER_S, Bounds, QueueScripts
 from tokenbus.producer.scripts.runner import ScriptRunner, database_of
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from redis.asyncio import Redis
 
 __all__ = [
@@ -36,7 +38,8 @@ class Scripts:
     `completion` for what has ended, `control` for the control service, `questions` for who asks a
     worker's tokenizer, `corpus` for the answers that drafts come from.
     The client must not decode replies, and must not retry a command by itself: what a lost call
-    did is settled by the rules of reconciling, never by sending it again.
+    did is settled by the rules of reconciling, never by sending it again. Single scripts go
+    through `execute` where it is given.
     """
 
     def __init__(
@@ -46,12 +49,13 @@ class Scripts:
         *,
         timeout_s: float = 10.0,
         publish: Literal["PUBLISH", "SPUBLISH"] = "PUBLISH",
+        execute: Callable[..., Awaitable[Any]] | None = None,
     ) -> None:
         self.redis = redis
         self.timeout_s = timeout_s
         self.publish = publish
         self.keys = Keys(pool, database_of(redis))
-        runner = ScriptRunner(redis, timeout_s)
+        runner = ScriptRunner(redis, timeout_s, execute)
         self.queue = QueueScripts(runner, self.keys)
         self.lease = LeaseScripts(runner, self.keys)
         self.log = LogScripts(runner, self.keys, publish)

@@ -109,12 +109,15 @@ class LeaseScripts:
             free_rows=budget.max_rows,
             lists=lists,
         )
-        status, jobs, endings, *retry_ms = reply
+        status, jobs, endings, *rest = reply
+        # A pull that looked at nothing says less.
+        retry_ms, is_left = (*rest, *(0, 1)[len(rest) :])
         return Pulled(
             PullStatus(status.decode()),
             tuple(_pulled(job) for job in jobs),
             tuple(read_ending(ending) for ending in endings),
-            int(retry_ms[0]) if retry_ms else 0,
+            int(retry_ms),
+            bool(is_left),
         )
 
     async def renew(

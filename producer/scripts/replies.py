@@ -167,13 +167,15 @@ class PulledJob:
 class Pulled:
     """The answer to a pull; `endings` are entries it refused, to be ended at once.
 
-    `retry_ms`, if not 0, is when what was left to other workers is nobody's any more.
+    `retry_ms`, if not 0, is when what was left to other workers is nobody's any more. `is_left`
+    says whether anything waited still; what comes where nothing did rings the bell.
     """
 
     status: PullStatus
     jobs: tuple[PulledJob, ...] = ()
     endings: tuple[Ending, ...] = ()
     retry_ms: int = 0
+    is_left: bool = True
 
 
 @dataclass(frozen=True, slots=True)

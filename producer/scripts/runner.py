@@ -32,16 +32,18 @@ class ScriptRunner:
         timeout_s: float | None = 10.0,
         execute: Callable[..., Awaitable[Any]] | None = None,
     ) -> None:
-        """Run on the client's connections, single calls through `execute` where it is given."""
+        """Run on the client's connections, single scripts through `execute` where it is given."""
         self._redis = redis
         self._database = database_of(redis)
-        self._execute: Callable[..., Awaitable[Any]] = execute or redis.execute_command
+        self._command: Callable[..., Awaitable[Any]] = redis.execute_command
+        self._execute = execute or self._command
         self._timeout_s = timeout_s
 
     async def command(self, *args: Argument) -> Any:
         """Run one command. Raises: TimeoutError, redis.ConnectionError, redis.ResponseError."""
         async with asyncio.timeout(self._timeout_s):
-            return await self._execute(*args)
+            # redis-py gives the replies of some commands another form.
+            return await self._command(*args)
 
     async def run(
         self, name: str, key: str | tuple[str, ...], /, **args: Argument | Sequence[Argument]

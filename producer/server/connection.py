@@ -19,6 +19,7 @@ from tokenbus.producer.errors import (
     ServerUnsuitable,
 )
 from tokenbus.producer.server.cluster import NUM_SHARDS, make_cluster
+from tokenbus.producer.server.direct_connection import DirectConnection
 from tokenbus.producer.server.embedded import EmbeddedServer, join_shared, start_private
 from tokenbus.producer.server.redis_py import connection_options
 from tokenbus.producer.server.sentinels import behind_sentinels, leave_deposed
@@ -95,12 +96,20 @@ async def asked(call: Callable[[], Awaitable[T]], url: ServerUrl) -> T:
 
 @dataclass(slots=True)
 class Server:
-    """An opened and checked server; `redis` is its client, `close` lets both go."""
+    """An opened and checked server; `redis` is its client, `close` lets both go.
+
+    `direct` makes single calls of that client.
+    """
 
     url: ServerUrl
     redis: Redis
     _effective_url: str = field(repr=False)
     _embedded: EmbeddedServer | None = None
+    direct: DirectConnection = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Connect at the first call."""
+        self.direct = DirectConnection(self.redis)
 
     @property
     def effective_url(self) -> str:
@@ -114,6 +123,7 @@ class Server:
 
     async def close(self) -> None:
         """Close the connections and let an embedded server go."""
+        await self.direct.close()
         await self.redis.aclose()
         if self._embedded is not None:
             await asyncio.to_thread(self._embedded.close)

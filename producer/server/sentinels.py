@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 _DEPOSED = ("READONLY", "UNBLOCKED", "REDIRECT", "MASTERDOWN", "NOMASTERLINK", "NOREPLICAS")
 
 
-def _is_of_deposed(error: ResponseError) -> bool:
+def is_of_deposed(error: ResponseError) -> bool:
+    """Tell whether a master has answered that is none any more."""
     return answer_of(error).code in _DEPOSED
 
 
@@ -68,7 +69,7 @@ class _Leaving(AbstractConnection):
         try:
             return await super().read_response(*args, **options)
         except ResponseError as error:
-            if _is_of_deposed(error):
+            if is_of_deposed(error):
                 await self.disconnect(nowait=True)
             raise
 
@@ -87,7 +88,7 @@ class _FollowingConnection(SentinelManagedConnection):
         try:
             return await super().read_response(*args, **options)
         except ResponseError as error:
-            if not _is_of_deposed(error):
+            if not is_of_deposed(error):
                 raise
             await self.disconnect()
             raise RedisConnectionError(f"the master may have been deposed: {error}") from error

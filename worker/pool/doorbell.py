@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
+from tokenbus.producer.server.direct_connection import DirectConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from redis.asyncio import Redis
 
     from tokenbus.worker.held.pool_member import PoolMember
 
 
 class Doorbell:
-    """Listens through a client of its own, because it blocks."""
+    """Listens on a connection of its own, because it blocks."""
 
     def __init__(self, member: PoolMember, redis: Redis) -> None:
         keys = member.scripts.keys
-        self._blocking: Callable[..., Awaitable[Any]] = redis.execute_command
+        self._connection = DirectConnection(redis)
         self._session = member.session
         # The last one is rung by releases of version 1.
         bells = (keys.of("bell"), keys.of("bell1"))
@@ -34,6 +33,10 @@ class Doorbell:
         """
         try:
             async with asyncio.timeout(wait_s + self._call_timeout_s):
-                await self._blocking("BLPOP", *self._doorbells, wait_s)
+                await self._connection.execute("BLPOP", *self._doorbells, wait_s)
         except SERVER_ERRORS as error:
             self._session.lose(f"the bell does not answer: {answer_of(error).told}")
+
+    async def close(self) -> None:
+        """Listen no more."""
+        await self._connection.close()

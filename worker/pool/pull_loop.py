@@ -45,9 +45,8 @@ NUM_NAPS, NAP_S = 3, 0.002
 # Less than these shares of all rows and pages is little room: what is busy beside it is far more
 # than the naps cost.
 ROW_SHARE, PAGE_SHARE = 1 / 16, 1 / 64
-# Answers of a pull that has looked at everything it was given, and those after which one follows.
+# Answers of a pull that has looked at everything it was given.
 NORMAL = (PullStatus.JOBS, PullStatus.EMPTY, PullStatus.FULL, PullStatus.SPARED)
-AT_ONCE = (PullStatus.JOBS, PullStatus.RECONCILE)
 
 
 class PullLoop:
@@ -88,31 +87,38 @@ class PullLoop:
 
     async def run(self) -> None:
         """Pull for ever; cancelled when the worker goes quiet."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                await self._session.opened()
-                await self._gather_room()
-                self._head_of_line.look_anew()
-                try:
-                    answer = await self.pull(tasks)
-                except SessionLost:
-                    continue
-                except RedisError as error:
-                    self._log.exception("queue.pull_refused")
-                    self._session.lose(f"the pull was refused: {error}")
-                    continue
-                if answer is None:
-                    await self._head_of_line.wait_for_pages(MAX_WAIT_S)
-                    continue
-                last_priority, pulled = answer
-                if last_priority == LAST_CLASS and pulled.status in AT_ONCE:
-                    continue
-                # It may have been kept waiting by what the pull was offered and did not take.
-                self._head_of_line.start()
-                if last_priority < LAST_CLASS:
-                    await self._head_of_line.wait_for_pages(URGENT_LOOK_S)
-                else:
-                    await self._wait_after(pulled)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    await self._session.opened()
+                    await self._gather_room()
+                    self._head_of_line.look_anew()
+                    await self._pull_and_wait(tasks)
+        finally:
+            await self._doorbell.close()
+
+    async def _pull_and_wait(self, tasks: asyncio.TaskGroup) -> None:
+        """Pull, and wait until another pull may find something."""
+        try:
+            answer = await self.pull(tasks)
+        except SessionLost:
+            return
+        except RedisError as error:
+            self._log.exception("queue.pull_refused")
+            self._session.lose(f"the pull was refused: {error}")
+            return
+        if answer is None:
+            await self._head_of_line.wait_for_pages(MAX_WAIT_S)
+            return
+        last_priority, pulled = answer
+        if last_priority == LAST_CLASS and _may_find_more(pulled):
+            return
+        # It may have been kept waiting by what the pull was offered and did not take.
+        self._head_of_line.start()
+        if last_priority < LAST_CLASS:
+            await self._head_of_line.wait_for_pages(URGENT_LOOK_S)
+        else:
+            await self._wait_after(pulled)
 
     async def _gather_room(self) -> None:
         """Wait a little while there is little room."""
@@ -152,7 +158,9 @@ class PullLoop:
         if jobs:
             tasks.create_task(self._arrivals.bring_in(jobs))
             if len(jobs) < budget.max_jobs:
-                # Hardly more waits: these are given to the engine before the next call is packed.
+                # Hardly more waits: in one turn these are given to the engine, in the next they
+                # are on their way, and only then the next call is packed.
+                await asyncio.sleep(0)
                 await asyncio.sleep(0)
         if pulled.endings:
             tasks.create_task(self._refusals.end(pulled.endings, asked_at))
@@ -215,7 +223,14 @@ class PullLoop:
     async def _wait_after(self, pulled: Pulled) -> None:
         wait_s = min(pulled.retry_ms / 1000 or MAX_WAIT_S, MAX_WAIT_S)
         match pulled.status:
-            case PullStatus.EMPTY | PullStatus.SPARED | PullStatus.PAUSED:
+            case PullStatus.JOBS | PullStatus.EMPTY | PullStatus.SPARED | PullStatus.PAUSED:
                 await self._doorbell.wait(wait_s)
             case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR:
                 await self._head_of_line.wait_for_pages(wait_s)
+
+
+def _may_find_more(pulled: Pulled) -> bool:
+    """Tell whether another pull may find something at once."""
+    if pulled.status is PullStatus.JOBS:
+        return pulled.is_left
+    return pulled.status is PullStatus.RECONCILE

@@ -1,54 +1,24 @@
 """The log connection: the one of a log writer, without the cost of a connection pool.
 
-A client's pool reconnects unseen and costs 60-100 us a call. Here a connection that broke stays
-broken until the session opens anew: what was known about the logs is void then. On a cluster there
+A direct connection reconnects unseen. Here one that broke stays broken until the session opens anew: what was known about the logs is void then. On a cluster there
 is one connection per node, and a slot that moved counts as a break.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from tokenbus.producer.server.cluster import ClusterRedis, NodeConnections
-from tokenbus.producer.server.raw_connection import RawConnection, pack
+from tokenbus.producer.server.direct_connection import CallConnection
+from tokenbus.producer.server.raw_connection import pack
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
-    from redis.asyncio.connection import AbstractConnection
 
     from tokenbus.producer.server.raw_connection import Argument
-
-
-class _Connection:
-    """One connection with at most one command under way."""
-
-    def __init__(self, connection: AbstractConnection) -> None:
-        self._raw = RawConnection(connection, self._take, self._lose)
-        self._reply: asyncio.Future[Any] | None = None
-        self.open = self._raw.open
-        self.close = self._raw.close
-
-    async def run(self, command: bytes) -> Any:
-        """Send a command and wait for its reply."""
-        reply = self._reply = asyncio.get_running_loop().create_future()
-        self._raw.send(command)
-        return await reply
-
-    def _take(self, reply: Any) -> None:
-        waiting, self._reply = self._reply, None
-        if waiting is None or waiting.done():
-            return
-        if isinstance(reply, Exception):
-            waiting.set_exception(reply)
-        else:
-            waiting.set_result(reply)
-
-    def _lose(self) -> None:
-        self._take(RedisConnectionError("the server closed the connection for the logs"))
 
 
 class LogConnection:
@@ -56,7 +26,7 @@ class LogConnection:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._connections: dict[str, _Connection] = {}
+        self._connections: dict[str, CallConnection] = {}
         self._broken: set[str] = set()
 
     async def execute(self, *args: Argument) -> Any:
@@ -89,11 +59,11 @@ class LogConnection:
             return node.name, NodeConnections(self._redis, node)
         return "", self._redis.connection_pool
 
-    async def _connect(self, name: str, pool: Any) -> _Connection:
+    async def _connect(self, name: str, pool: Any) -> CallConnection:
         if name in self._broken:
             raise RedisConnectionError("the connection for the logs was lost")
         self._broken.add(name)
-        connection = _Connection(pool.make_connection())
+        connection = CallConnection(pool.make_connection())
         await connection.open()
         self._connections[name] = connection
         return connection

@@ -327,4 +327,4 @@ elseif suspect_waits then
 elseif only_spared then
   status = 'spared'
 end
-return { status, jobs, endings, affinity.retry_ms or 0 }
+return { status, jobs, endings, affinity.retry_ms or 0, left and 1 or 0 }

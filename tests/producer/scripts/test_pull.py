@@ -130,11 +130,16 @@ async def test_empty_pull_says_so_and_work_rings_the_bell(
 async def test_pull_that_leaves_work_behind_rings_again(
     scripts: Scripts, worker: StubWorker
 ) -> None:
-    """Work left by one worker's budget is announced to the others."""
+    """Work left by a worker's budget is announced to the others; who takes the rest is told."""
     await submit(scripts, a_job(), a_job())
     await raw(scripts).delete(scripts.keys.of("bell"))
-    assert len((await worker.pull(max_jobs=1)).jobs) == 1
+    first = await worker.pull(max_jobs=1)
+    assert (len(first.jobs), first.is_left) == (1, True)
     assert await raw(scripts).llen(scripts.keys.of("bell")) == 1
+    await raw(scripts).delete(scripts.keys.of("bell"))
+    rest = await worker.pull(max_jobs=1)
+    assert (len(rest.jobs), rest.is_left) == (1, False)
+    assert await raw(scripts).llen(scripts.keys.of("bell")) == 0
 
 
 async def test_job_larger_than_every_pool_fails_after_its_time(

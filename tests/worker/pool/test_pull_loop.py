@@ -57,6 +57,7 @@ class StubLease:
     def __init__(self, *answer: PulledJob) -> None:
         self._answer = answer
         self.offers: list[int] = []
+        self.is_left = True
 
     @asynccontextmanager
     async def pulling(self) -> AsyncIterator[None]:
@@ -67,7 +68,24 @@ class StubLease:
         """Bring the jobs."""
         self.offers.append(budget.max_rows)
         await asyncio.sleep(0)
-        return Pulled(PullStatus.JOBS, self._answer)
+        return Pulled(PullStatus.JOBS, self._answer, is_left=self.is_left)
+
+
+class StubDoorbell:
+    """Is silent, and tells when somebody listens."""
+
+    def __init__(self, listening: asyncio.Event) -> None:
+        self._listening = listening
+        self.is_closed = False
+
+    async def wait(self, _wait_s: float) -> None:
+        """Wait for ever."""
+        self._listening.set()
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Note that nobody listens any more."""
+        self.is_closed = True
 
 
 class StubStarter:
@@ -105,7 +123,9 @@ class PullBench:
         return self.member.held_jobs.take(pulled)
 
 
-def pull_bench(num_pages: int, *answer: PulledJob, num_rows: int = 8) -> PullBench:
+def pull_bench(
+    num_pages: int, *answer: PulledJob, num_rows: int = 8, doorbell: Any = None
+) -> PullBench:
     """Make a worker of so many pages and rows; each pull brings `answer`."""
     lease: Any = StubLease(*answer)
     member = a_member(session=StubSession(), scripts=Mock(lease=lease), held_jobs=HeldJobs())
@@ -127,7 +147,7 @@ def pull_bench(num_pages: int, *answer: PulledJob, num_rows: int = 8) -> PullBen
     pull_loop = PullLoop(
         member,
         engine=jobs.engine,
-        doorbell=Mock(),
+        doorbell=doorbell or StubDoorbell(asyncio.Event()),
         lease=lease,
         arrivals=arrivals,
         refusals=refusals,
@@ -234,3 +254,18 @@ async def test_worker_with_room_pulls_at_once(monkeypatch: pytest.MonkeyPatch) -
     await until_within(lambda: bool(bench.lease.offers), PATIENCE_S)
     running.cancel()
     assert bench.lease.offers[0] == 8
+
+
+async def test_pull_that_left_nothing_is_followed_by_the_bell() -> None:
+    """What comes later rings: a second pull would find nothing, beside the first steps."""
+    listening = asyncio.Event()
+    doorbell: Any = StubDoorbell(listening)
+    bench = pull_bench(NUM_PAGES, doorbell=doorbell)
+    bench.lease.is_left = False
+    pulling = asyncio.create_task(bench.pull_loop.run())
+    async with asyncio.timeout(PATIENCE_S):
+        await listening.wait()
+    assert len(bench.lease.offers) == 1
+    pulling.cancel()
+    await asyncio.wait([pulling])
+    assert doorbell.is_closed

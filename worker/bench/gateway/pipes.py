@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 
-from tokenbus.producer.server.open_files import raise_file_limit
+from tokenbus.producer.open_files import raise_file_limit
 
 
 async def open_pipes() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -1,4 +1,4 @@
---@offers accept
+--@offers accept write_load
 --@use base: now_ms
 --@use naming: inherited
 --@use raw: raw_place
@@ -8,25 +8,47 @@
 -- The job that is being accepted, one at a time; numbers may come as text.
 local job, tenant, priority, weight, prompt, output, n, request, digest, idem, deadline_ms, delay_ms
 local prefix, tenant_tokens, pool_tokens, ticket_ms, refuse_late, entry, callback, version, listen, model
-local cost, inbox, raw
+local cost, inbox, raw, now
 
--- What waits, by priority and then of this tenant: jobs and tokens.
+-- What waits, read once per call and written once: jobs and tokens, by priority and tenant.
+local load, written = nil, {}
+
 local function read_load()
-  local read = redis.call('HMGET', K.load, 'jobs:0', 'tokens:0', 'jobs:1', 'tokens:1', 'jobs:2',
-    'tokens:2', 'jobs', 'tokens', 'tenant:' .. tenant)
-  local load = {}
-  for i = 1, 9 do
-    load[i] = tonumber(read[i]) or 0
+  local own = 'tenant:' .. tenant
+  if not load then
+    local names = { 'jobs:0', 'tokens:0', 'jobs:1', 'tokens:1', 'jobs:2', 'tokens:2', 'jobs', 'tokens',
+      own }
+    load = {}
+    for i, value in ipairs(redis.call('HMGET', K.load, unpack(names))) do
+      load[names[i]] = tonumber(value) or 0
+    end
+  elseif not load[own] then
+    load[own] = tonumber(redis.call('HGET', K.load, own)) or 0
   end
-  return load
 end
-local JOBS, TOKENS, OF_TENANT = 7, 8, 9
+
+local function add_to_load(name, amount)
+  load[name] = load[name] + amount
+  written[name] = true
+end
+
+-- Write what was accepted, whatever became of the last job.
+local function write_load()
+  local fields = {}
+  for name in pairs(written) do
+    fields[#fields + 1], fields[#fields + 2] = name, load[name]
+  end
+  if #fields > 0 then
+    redis.call('HSET', K.load, unpack(fields))
+  end
+end
 
 -- Where an accepted or known job stands: what waits at its priority or above.
-local function place(status, id, state, load)
+local function place(status, id, state)
+  read_load()
   local jobs, tokens = 0, 0
   for class = 0, tonumber(priority) do
-    jobs, tokens = jobs + load[class * 2 + 1], tokens + load[class * 2 + 2]
+    jobs, tokens = jobs + load['jobs:' .. class], tokens + load['tokens:' .. class]
   end
   local rate = tokens > 0 and drain_rate()
   local eta = tokens == 0 and 0 or rate and math.ceil(tokens / rate) or -1
@@ -44,13 +66,13 @@ local function known(id)
   if entry ~= '' then
     redis.call('XDEL', inbox, raw)
   end
-  return (place('exists', id, record[1], read_load()))
+  return (place('exists', id, record[1]))
 end
 
 -- Refused submits get a time to come back, one after the other at the measured rate. Who comes at
 -- its time with its ticket may fill the queue to the brim; new arrivals stop at nine tenths while
 -- somebody is in line, else they would take every place that frees up.
-local function over_bound(status, queued, field, bound, now)
+local function over_bound(status, queued, field, bound)
   if queued == 0 or queued + cost <= bound * 0.9 then
     return nil
   end
@@ -104,13 +126,15 @@ local function accept(...)
     return known(earlier)
   end
 
-  local now, load = now_ms(), read_load()
-  local refused = over_bound('full_tenant', load[OF_TENANT], 'tenant:' .. tenant, tenant_tokens, now)
-    or over_bound('full_pool', load[TOKENS], 'pool', pool_tokens, now)
+  now = now or now_ms()
+  read_load()
+  local own = 'tenant:' .. tenant
+  local refused = over_bound('full_tenant', load[own], own, tenant_tokens)
+    or over_bound('full_pool', load.tokens, 'pool', pool_tokens)
   if refused then
     return refused
   end
-  local reply, eta = place('accepted', job, delay_ms > 0 and 'delayed' or 'waiting', load)
+  local reply, eta = place('accepted', job, delay_ms > 0 and 'delayed' or 'waiting')
   if tonumber(refuse_late) == 1 and deadline_ms >= 0 and math.max(eta, 0) + delay_ms > deadline_ms then
     return { 'late', 0, 0, 0, 0, eta }
   end
@@ -133,12 +157,14 @@ local function accept(...)
     'tenant', tenant, 'priority', priority, 'weight', weight, 'prompt', prompt, 'output', output, 'n', n,
     'logged', 0, 'charge', 0, 'request', request, 'digest', digest, 'idem', idem, 'prefix', prefix,
     'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version, unpack(more))
-  redis.call('HSET', K.load, 'tokens', load[TOKENS] + cost, 'jobs', load[JOBS] + 1,
-    'tokens:' .. priority, load[priority * 2 + 2] + cost,
-    'jobs:' .. priority, load[priority * 2 + 1] + 1, 'tenant:' .. tenant, load[OF_TENANT] + cost)
-  if load[TOKENS] == 0 then
+  if load.tokens == 0 then
     drain_opens(now)
   end
+  add_to_load('tokens', cost)
+  add_to_load('jobs', 1)
+  add_to_load('tokens:' .. priority, cost)
+  add_to_load('jobs:' .. priority, 1)
+  add_to_load(own, cost)
   if idem ~= '' then
     redis.call('SET', K.idem .. idem, job)
   end

@@ -14,10 +14,14 @@ local function whole(value, low, high)
   return nil
 end
 
+-- Once per call is enough: nobody takes the bell meanwhile.
+local is_rung = false
+
 local function ring()
-  if redis.call('LLEN', K.bell) == 0 then
+  if not is_rung and redis.call('LLEN', K.bell) == 0 then
     redis.call('LPUSH', K.bell, '1')
   end
+  is_rung = true
 end
 
 -- A bell for one worker; it expires, because that one may never listen again.

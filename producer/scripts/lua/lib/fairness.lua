@@ -35,8 +35,14 @@ local function rest(priority, tenant, time)
   end
 end
 
+-- Lanes that are known to stand in `backlog`, so that a call asks once for each.
+local backlogged = {}
+
 local function enter_backlog(priority, tenant)
-  if redis.call('ZSCORE', K.backlog .. priority, tenant) then
+  local lane = priority .. ':' .. tenant
+  local was_known = backlogged[lane]
+  backlogged[lane] = true
+  if was_known or redis.call('ZSCORE', K.backlog .. priority, tenant) then
     return
   end
   local time = redis.call('ZSCORE', K.running .. priority, tenant)
@@ -48,6 +54,7 @@ local function enter_backlog(priority, tenant)
 end
 
 local function leave_backlog(priority, tenant)
+  backlogged[priority .. ':' .. tenant] = nil
   local time = redis.call('ZSCORE', K.backlog .. priority, tenant)
   if not time then
     return
