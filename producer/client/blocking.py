@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
@@ -234,10 +235,13 @@ class Client(Unsent):
         portal.run(portal.client.resume())
 
     def close(self) -> None:
-        """Close all connections. Safe to repeat."""
+        """Close all connections. Safe to repeat.
+
+        At the end of the interpreter they end with the process: its other threads have stopped.
+        """
         self._closed = True
         portal, self._open_portal = self._open_portal, None
-        if portal is not None and portal.home.is_here:
+        if portal is not None and portal.home.is_here and not sys.is_finalizing():
             portal.close()
 
     def __enter__(self) -> Self:
@@ -252,6 +256,8 @@ class Client(Unsent):
         """Return this process's portal; a fork has the parent's object but not its thread."""
         if self._closed:
             raise ClientClosed("the client is closed")
+        if sys.is_finalizing():
+            raise ClientClosed("the interpreter ends, and has stopped the client's thread")
         pid = os.getpid()
         if self._lock_pid != pid:
             self._lock, self._lock_pid = threading.Lock(), pid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 
@@ -28,29 +29,30 @@ def parse_message(text: bytes | str) -> Event:
         # A tenth of the time of the general way, and refused for anything unusual.
         try:
             event = _decode(body)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             pass
         else:
             if not event.logprobs or len(event.logprobs) == len(event.ids):
                 return event
-    wire = json.loads(body)
+    try:
+        return _read(json.loads(body))
+    except (msgspec.MsgspecError, ArithmeticError, AttributeError, RecursionError) as error:
+        raise ValueError("the message is no event") from error
+
+
+def _read(wire: Any) -> Event:
+    """Read what is unusual. Raises: SchemaMismatch; all that something else may raise here."""
     if wire["v"] not in KNOWN_VERSIONS:
         raise SchemaMismatch("v", f"the event {versions_text(wire['v'])}")
     finish = wire.get("finish")
     each = [WireDelta.of_wire(delta) for delta in wire.get("deltas") or ()]
-    return Event(
-        job_id=wire["job"],
-        epoch=int(wire["epoch"]),
-        choice=int(wire["choice"]),
-        start=int(wire["from"]),
-        to=int(wire["to"]),
-        text=wire["text"],
-        ids=tuple(wire["ids"]),
-        ends=tuple(wire["ends"]),
+    plain = {name: wire[name] for name in ("v", "job", "text", "ids", "ends")}
+    plain |= {name: int(wire[name]) for name in ("epoch", "choice", "from", "to")}
+    plain["tenant"] = wire.get("tenant", DEFAULT_TENANT)
+    return msgspec.structs.replace(
+        msgspec.convert(plain, Event),
         logprobs=per_token(wire.get("logprobs") or (), len(wire["ids"])),
         finish=None if finish is None else Finish.from_wire(finish),
-        tenant=wire.get("tenant", DEFAULT_TENANT),
-        version=wire["v"],
         told=WireDelta.of_wire(wire.get("delta")),
         told_each=tuple(delta or WireDelta() for delta in each),
     )

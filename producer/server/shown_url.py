@@ -26,7 +26,7 @@ _MASTER = re.compile(r"/?[\w.%-]*(/[0-9]{0,9})?/?")
 # To the last @ and to the end: a password may hold blanks. A URL that somebody wrote without its //
 # begins at the first colon with no blank behind it.
 _IN_TEXT = re.compile(r":(/*)(?! ).*@", re.DOTALL)
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
+_URL_IN_TEXT = re.compile(r"[^\s'\"]*://.*", re.DOTALL)
 _SECRET_IN_TEXT = re.compile(r"(pass|auth|password)([= ]).*", re.DOTALL | re.IGNORECASE)
 
 
@@ -56,10 +56,13 @@ def hide_in_text(text: str) -> str:
 
 def _hide_tail(scheme: str, tail: str) -> str:
     """Hide what is no place, options that are not known to be harmless, and fragments."""
-    head = re.split(r"[?#\s]", tail, maxsplit=1)[0]
+    # Somebody may have written & for the first ?.
+    head = re.split(r"[?#\s]|&[^&=/]*=", tail, maxsplit=1)[0]
     options = tail[len(head) :]
     names = [pair.partition("=")[0] for pair in options[1:].split("&")] if options else []
-    if not options.startswith("?") or "#" in options or not _PLAIN_OPTIONS.issuperset(names):
+    # A second ? stands where somebody meant an &.
+    is_plain = re.fullmatch(r"\?[^?#]*", options) is not None
+    if not (is_plain and _PLAIN_OPTIONS.issuperset(names)):
         options = options[:1] and f"{options[0].strip()}{HIDDEN}"
     return f"{_place(scheme, head)}{options}".replace(HIDDEN * 2, HIDDEN)
 
@@ -73,5 +76,8 @@ def _place(scheme: str, head: str) -> str:
         if _ADDRESS.fullmatch(address) is None:
             name = _NAME.match(address)
             return f"{name[0]}{HIDDEN}" if name else HIDDEN
-    is_plain = (_MASTER if is_followed else _DATABASE).fullmatch(path) is not None
-    return authority + slash + (path if has_folder or is_plain else HIDDEN)
+    if has_folder:
+        is_plain = not authority
+    else:
+        is_plain = (_MASTER if is_followed else _DATABASE).fullmatch(path) is not None
+    return authority + slash + (path if is_plain else HIDDEN)

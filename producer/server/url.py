@@ -73,6 +73,8 @@ class _Parts:
         if any(character <= " " or character == "\x7f" for character in rest):
             raise ValueError("it holds blanks or control characters; a blank is written %20")
         rest, _, query = rest.partition("?")
+        if any(f"&{name}=" in rest for name in OPTIONS[scheme]):
+            raise ValueError("its first option follows a ?, not an &")
         hosts, slash, path = rest.partition("/")
         username, _, password = credentials.partition(":")
         options = read_options(scheme, query)

@@ -112,9 +112,9 @@ def read_options(scheme: str, query: str) -> dict[str, Any]:
     """Read the options of a URL. Raises: ValueError that names the option, never a value."""
     known, found = OPTIONS[scheme], dict[str, Any]()
     for pair in query.split("&") if query else ():
-        name, _, value = pair.partition("=")
+        name, mark, value = pair.partition("=")
         if name not in known:
-            raise ValueError(_unknown(scheme, name, found))
+            raise ValueError(_unknown(scheme, name if mark else "", found))
         if name in found:
             raise ValueError(f"its option {name} is given twice")
         problem = ""

@@ -19,7 +19,11 @@ from workers.null_workers import (
 )
 
 from tokenbus.producer.errors import JobUnknown
+from tokenbus.producer.scripts.lease import LeaseScripts
+from tokenbus.producer.scripts.replies import Pulled
+from tokenbus.worker.jobs.start import Starter
 from tokenbus.worker.pool import pull_loop
+from tokenbus.worker.pool.cancel_listener import CancelListener
 
 if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
@@ -197,6 +201,41 @@ async def test_cancelled_running_job_keeps_its_text_and_frees_its_pages(
         assert await tasks[0]
         await until(lambda: running.num_held == 0)
         await until(lambda: running.stats is not None and running.stats.num_running == 0)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"), [(LeaseScripts, "pull"), (Starter, "tokenise")], ids=["pull", "tokenise"]
+)
+async def test_cancel_is_not_lost_on_a_job_that_is_being_taken(
+    client: AsyncClient,
+    redis_url: str,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+    part: Any,
+    name: str,
+) -> None:
+    """The notice is heard before the worker knows the job, or has begun it; the job ends soon."""
+    heard: list[bytes] = []
+    take, reach = CancelListener._take, getattr(part, name)
+
+    def hear(listener: CancelListener, text: bytes) -> None:
+        take(listener, text)
+        heard.append(text)
+
+    async def answer_late(*args: Any) -> Any:
+        answer = await reach(*args)
+        if not heard and (not isinstance(answer, Pulled) or answer.jobs):
+            assert await client.cancel(job)
+            # Of a job without a log it is said twice.
+            await until(lambda: len(heard) == 2)
+        return answer
+
+    monkeypatch.setattr(CancelListener, "_take", hear)
+    monkeypatch.setattr(part, name, answer_late)
+    job = await client.submit("hello", max_tokens=4000)
+    async with worker(pool, redis_url, null_tokens_per_s=200, renew_interval_s=0.1) as running:
+        assert (await follow(client, job)).reason == "cancelled"
+        await until(lambda: running.num_held == 0)
 
 
 async def test_cancel_of_an_unknown_job_is_a_typed_error(client: AsyncClient) -> None:

@@ -47,10 +47,11 @@ class CancelListener:
 
     def _take(self, text: bytes) -> None:
         parts = text.decode("utf-8", "replace").split(" ", 2)
-        if len(parts) != 3 or not parts[1].isdigit():
+        if len(parts) != 3:
             self._log.warning("notice.malformed", text=text[:100])
             return
         flag, epoch, job_id = parts
         job = self._held_jobs.get(job_id)
-        if job is not None and job.epoch == int(epoch):
+        # As text: whoever may publish here may write a number that is none.
+        if job is not None and str(job.epoch) == epoch:
             self._settlement.flag(job, flag)

@@ -13,6 +13,8 @@ from itertools import groupby
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.client.reading.job_channel import JobChannel
 from tokenbus.producer.contract.keys import address_of
@@ -208,8 +210,10 @@ class SubscriptionHub:
         unsent, self._unsent = self._unsent, []
         if self._wire is None:
             return
-        for command, group in groupby(unsent, key=lambda each: each[0]):
-            self._wire.send(pack((command, *(name for _, name in group))))
+        # One that has just ended sends nothing; the next one subscribes to everything.
+        with contextlib.suppress(RedisConnectionError):
+            for command, group in groupby(unsent, key=lambda each: each[0]):
+                self._wire.send(pack((command, *(name for _, name in group))))
 
     async def _run(self) -> None:
         """Keep a connection while the client lives, with back-off."""

@@ -10,6 +10,7 @@ from patience import PATIENCE_S
 from workers.stubs import StubWorker, owned_end, raw, text_of, until
 
 from tokenbus.producer.client.async_client import AsyncClient, Job
+from tokenbus.producer.client.reading.job_channel import JobChannel
 from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.channel import parse_message
@@ -237,6 +238,22 @@ async def test_slow_client_that_is_cut_off_reads_its_logs(client: AsyncClient) -
         ]
     finally:
         await server.config_set(limit, before)
+
+
+async def test_subscription_in_the_moment_of_a_cut_comes_with_the_next_connection(
+    client: AsyncClient,
+) -> None:
+    """The connection has ended and nobody has been told: nothing is raised where nobody sees it."""
+    await submitted(client, 1)
+    hub, unseen = client._hub, list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: unseen.append(told))
+    transport = hub._wire._transport  # type: ignore[union-attr]  # it is open
+    transport.abort()  # type: ignore[union-attr]  # it is open
+    hub.listen(b"later", JobChannel())
+    async with asyncio.timeout(PATIENCE_S):
+        while not hub.is_live(b"later"):  # noqa: ASYNC110 -- it has no event
+            await asyncio.sleep(0)
+    assert unseen == []
 
 
 async def _is_heard(client: AsyncClient, channel: str) -> bool:

@@ -17,7 +17,7 @@ from patience import PATIENCE_S
 
 from tokenbus.producer import AsyncClient, Client
 from tokenbus.producer.client import loop_thread
-from tokenbus.producer.errors import WrongEventLoop
+from tokenbus.producer.errors import ClientClosed, WrongEventLoop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -118,6 +118,21 @@ def test_threads_share_a_blocking_client(private_server: EmbeddedServer, pool: s
             return any(event.finish for event in client.stream(job))
 
         assert all(threads.map(ask, range(32)))
+
+
+def test_client_waits_for_no_thread_at_the_end_of_the_interpreter(
+    private_server: EmbeddedServer, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When globals are destroyed their client's thread has stopped: a call raises, closing ends."""
+    client = Client(private_server.url, pool)
+    opened: Any = client._open_portal
+    monkeypatch.setattr(sys, "is_finalizing", lambda: True)
+    monkeypatch.setattr(opened, "run", pytest.fail)
+    with pytest.raises(ClientClosed, match="the interpreter ends"):
+        client.submit("x")
+    client.close()
+    monkeypatch.undo()
+    opened.close()
 
 
 class _Greenlet(threading.Thread):

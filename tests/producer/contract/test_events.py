@@ -96,3 +96,32 @@ def test_event_of_another_version_is_refused() -> None:
     """An event of a later wire version is never read as one of ours."""
     with pytest.raises(SchemaMismatch, match="version 3; this release speaks 1 and 2"):
         parse_message('{"v":3,"job":"j"}')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"from": float("-inf")},
+        {"epoch": 1e999},
+        {"epoch": "7" * 5000},
+        {"finish": "stop"},
+        {"job": ["j"]},
+        {"tenant": {}},
+        {"text": 5},
+        {"ids": ["x"]},
+        {"v": True},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_message_that_is_no_event_is_told_so(change: dict[str, object]) -> None:
+    """Whoever may publish can write anything: a reader leaves it out, and its connection stays."""
+    event = {**Event("j", 1, 0, 1, 1, "a", (5,), (1,)).dump(), **change}
+    with pytest.raises((ValueError, TypeError)):
+        parse_message(json.dumps(event))
+
+
+def test_message_that_nests_without_end_is_told_so() -> None:
+    """The same of one that no parser follows."""
+    for head in ('{"v":2,"x":', ""):
+        with pytest.raises(ValueError, match="no event"):
+            parse_message(head + "[" * 200_000)

@@ -8,9 +8,12 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import pytest
 from gateways.doors import Door, Frame, door, door_process, frames_of
 from patience import PATIENCE_S
 from workers.null_workers import until, worker
+
+from tokenbus.producer.client.async_client import AsyncClient
 
 if TYPE_CHECKING:
     from tokenbus.producer.server.embedded import EmbeddedServer
@@ -142,22 +145,67 @@ async def test_reader_that_leaves_takes_its_job_along_after_a_grace(
         door(url, pool, gateway_grace_s=0) as strict,
         door(url, pool, gateway_grace_s=0.6) as kind,
     ):
+        left: list[str] = []
         for running in (strict, kind):
             frames = await first_frames(running, "/v1/chat/completions", slow, 3)
-            assert await ended(kind, str(frames[-1].id).partition(":")[0]) == "cancelled"
+            left.append(str(frames[-1].id).partition(":")[0])
+            assert await ended(kind, left[-1]) == "cancelled"
         asking = asyncio.create_task(
             strict.post("/v1/chat/completions", {**BODY_AT_ONCE, "max_tokens": 4000})
         )
-        listed: list[Any] = []
+        asked: list[str] = []
         async with asyncio.timeout(PATIENCE_S):
-            while not listed:
+            while not asked:
+                # Other pools of the server may have jobs that wait for ever.
                 listed = (await kind.get("/v1/jobs")).json["data"]
+                own = [job["id"] for job in listed if job["pool"] == pool]
+                asked = [job_id for job_id in own if job_id not in left]
         asking.cancel()
-        assert await ended(kind, listed[0]["id"]) == "cancelled"
+        assert await ended(kind, asked[0]) == "cancelled"
         told = await strict.post("/v1/jobs", {"prompt": "hi", "max_tokens": 20})
         async with strict.open("GET", told.json["stream"]) as response:
             assert (await anext(frames_of(response))).event == "delta"
         assert await ended(kind, told.json["id"]) == "length"
+
+
+@pytest.mark.parametrize("is_before", [True, False], ids=["before", "after"])
+async def test_reader_that_leaves_while_its_job_is_submitted_takes_it_along(
+    private_server: EmbeddedServer, pool: str, monkeypatch: pytest.MonkeyPatch, *, is_before: bool
+) -> None:
+    """Whether the queue has the job before or after the reader has left, it is cancelled."""
+    url, submit = private_server.url, AsyncClient.submit
+    reached, gone, jobs = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def submit_around(client: AsyncClient, *args: Any, **fields: Any) -> Any:
+        if is_before:
+            reached.set()
+            await gone.wait()
+        job = await submit(client, *args, **fields)
+        jobs.append(job.job_id)
+        reached.set()
+        await gone.wait()
+        return job
+
+    monkeypatch.setattr(AsyncClient, "submit", submit_around)
+    async with (
+        worker(pool, url, **PACE),
+        door(url, pool, gateway_grace_s=0) as strict,
+        door(url, pool) as other,
+    ):
+        assert strict.server is not None
+        connections = strict.server.server_state.connections
+        for body in (BODY, BODY_AT_ONCE):
+            reached.clear()
+            gone.clear()
+            asked = strict.post("/v1/chat/completions", {**body, "max_tokens": 4000})
+            asking = asyncio.create_task(asked)
+            async with asyncio.timeout(PATIENCE_S):
+                await reached.wait()
+            asking.cancel()
+            await until(lambda: not connections)
+            gone.set()
+            await until(lambda: bool(jobs))
+            assert await ended(other, jobs.pop()) == "cancelled"
 
 
 async def test_reader_who_resumes_keeps_the_job(private_server: EmbeddedServer, pool: str) -> None:
