@@ -29,6 +29,10 @@ class ChatSettings(Protocol):
     def reasoning_format(self) -> str | None:
         """Return the name of a reasoning format."""
 
+    @property
+    def grammar_source_bytes(self) -> int:
+        """Return how long the parameters of the tools of a request may be."""
+
 
 def check_chat_settings(settings: ChatSettings) -> None:
     """Refuse settings that no model can have. Raises: RequestRejected with the field."""

@@ -15,10 +15,10 @@ from models.schema_suite import is_accepted
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema
-from tokenbus.engine.grammar.schema import judge, writer
+from tokenbus.engine.grammar.schema import judge
 from tokenbus.engine.grammar.schema.case import identity
 from tokenbus.engine.grammar.schema.expansion import Expansion
-from tokenbus.engine.grammar.schema.refusal import StepBudget
+from tokenbus.engine.grammar.schema.refusal import CALL_STEPS, StepBudget
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -194,11 +194,45 @@ def test_alternatives_held_against_each_other_count(monkeypatch: pytest.MonkeyPa
         return is_pair_empty(self, *pair)
 
     monkeypatch.setattr(Expansion, "_is_pair_empty", counted)
-    monkeypatch.setattr(writer, "StepBudget", lambda: StepBudget(3000))
     options = [{"type": "string", "minLength": idx, "maxLength": idx} for idx in range(60)]
     with pytest.raises(GrammarRejected, match="takes too many steps"):
-        enforceable_schema({"oneOf": options})
-    assert 0 < looked_at["pairs"] <= 3000 / 4
+        enforceable_schema({"oneOf": options}, budget=StepBudget(3000))
+    assert 0 < looked_at["pairs"] <= 3000 / 40
+
+
+def _tagged(number: int) -> dict[str, Any]:
+    """Return an alternative as Pydantic writes one of a discriminated union."""
+    properties = {"kind": {"const": f"k{number}", "type": "string"}, "size": {"type": "integer"}}
+    return {"type": "object", "properties": properties, "required": ["kind"]}
+
+
+def test_alternatives_with_a_tag_are_told_apart_without_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A union of hundreds of objects, each with its own value of one key, costs no look at pairs."""
+    monkeypatch.setattr(Expansion, "_is_pair_empty", lambda *_: pytest.fail("a pair was looked at"))
+    names = {f"M{number}": _tagged(number) for number in range(300)}
+    union = {"oneOf": [{"$ref": f"#/$defs/{name}"} for name in names]}
+    schema = {"$defs": names, "type": "object", "properties": {"one": union}}
+    written = enforceable_schema(schema, budget=StepBudget(CALL_STEPS))
+    found = [option["properties"]["kind"] for option in written["properties"]["one"]["anyOf"]]
+    assert found == [{"const": f"k{number}"} for number in range(300)]
+
+
+def test_tag_that_is_no_tag_leaves_the_choice_exact() -> None:
+    """A value of the key that comes twice, or a key that may be missing, tells nothing apart."""
+    twice = [_tagged(1), {**_tagged(1), "required": ["kind", "size"]}]
+    assert not is_accepted_alone({"oneOf": twice}, {"kind": "k1", "size": 3})
+    missing = [{**_tagged(number), "required": []} for number in (1, 2)]
+    assert not is_accepted_alone({"oneOf": missing}, {"size": 3})
+
+
+def test_patterns_that_are_combined_count() -> None:
+    """Hundreds of patterns held against each other end long before all of them are combined."""
+    options = [{"type": "string", "pattern": f"^a{number}[a-z]*$"} for number in range(300)]
+    budget = StepBudget(CALL_STEPS)
+    with pytest.raises(GrammarRejected, match="takes too many steps"):
+        enforceable_schema({"oneOf": options}, budget=budget)
 
 
 @pytest.mark.parametrize(
