@@ -96,7 +96,9 @@ class ToolCalling:
             # What is written of a format is longer than its name by a thousand times.
             num_written += len(json.dumps(schema))
             if num_written > _MAX_WRITTEN:
-                reason = f"patterns and formats are more than {_MAX_WRITTEN} characters, written out"
+                reason = (
+                    f"patterns and formats are more than {_MAX_WRITTEN} characters, written out"
+                )
                 raise GrammarRejected(parameters_field(idx), reason)
         self.format = chat_format
         self._written: CallFormat = written or chat_format.calls

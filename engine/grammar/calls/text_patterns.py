@@ -20,9 +20,7 @@ _ANCHORED = re.compile(r"(?P<first>\^?)(?P<body>(?:[^\^$\\]|\\.|\[\^)*)(?P<last>
 _PIECE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 
 
-def whole_pattern(
-    pattern: str, budget: StepBudget, least: int = 0, most: int | None = None
-) -> str:
+def whole_pattern(pattern: str, budget: StepBudget, least: int = 0, most: int | None = None) -> str:
     """Return what a string is, between slashes, in which a pattern of a schema is found.
 
     budget: what it takes to combine a pattern is counted there. least, most: of its characters. The library could join a pattern and a length by itself, but

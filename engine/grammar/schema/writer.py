@@ -32,9 +32,7 @@ _MAX_NESTING = 150
 class SchemaWriter:
     """Writes one document's schema."""
 
-    def __init__(
-        self, document: Document, budget: StepBudget, *, is_watched: bool = False
-    ) -> None:
+    def __init__(self, document: Document, budget: StepBudget, *, is_watched: bool = False) -> None:
         """Keep whether outputs will be followed, so that lists can be marked."""
         self.is_watched = is_watched
         self.budget = budget
