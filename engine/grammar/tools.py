@@ -64,8 +64,8 @@ def arguments_schema(
 ) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments, which are always an object.
 
-    field: the path of the schema in the request. budget: of steps, shared by all tools. is_watched: lists in the arguments are followed,
-    so that they may be marked for it.
+    field: the path of the schema in the request. budget: of steps, shared by all tools. is_watched:
+    lists in the arguments are followed, so that they may be marked for it.
     Raises: GrammarRejected for that field if a keyword would not be enforced or nothing can satisfy
         the schema, RequestRejected if it is not of an object.
     """

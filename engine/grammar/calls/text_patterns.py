@@ -23,8 +23,9 @@ _PIECE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 def whole_pattern(pattern: str, budget: StepBudget, least: int = 0, most: int | None = None) -> str:
     """Return what a string is, between slashes, in which a pattern of a schema is found.
 
-    budget: what it takes to combine a pattern is counted there. least, most: of its characters. The library could join a pattern and a length by itself, but
-    fails where a text has come to its end and neither of the two knows it.
+    budget: what it takes to combine patterns is counted there. least, most: of its characters. The
+    library could join a pattern and a length by itself, but fails where a text has come to its end
+    and neither of the two knows it.
     Raises: RequestRejected for the field `tools` if nobody can tell.
     """
     found = _ANCHORED.fullmatch(pattern)

@@ -15,7 +15,7 @@ from models.schema_suite import is_accepted
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema
-from tokenbus.engine.grammar.schema import judge
+from tokenbus.engine.grammar.schema import judge, writer
 from tokenbus.engine.grammar.schema.case import identity
 from tokenbus.engine.grammar.schema.expansion import Expansion
 from tokenbus.engine.grammar.schema.refusal import CALL_STEPS, StepBudget
@@ -221,8 +221,8 @@ def test_alternatives_held_against_each_other_count(monkeypatch: pytest.MonkeyPa
 def test_alternatives_with_a_tag_are_told_apart_without_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A union of hundreds of objects, each with its own value of one key, costs no look at pairs."""
-    monkeypatch.setattr(Expansion, "_is_pair_empty", lambda *_: pytest.fail("a pair was looked at"))
+    """A union of hundreds of objects, each with a value of one key, needs no look at pairs."""
+    monkeypatch.setattr(Expansion, "_is_pair_empty", lambda *_: pytest.fail("looked at a pair"))
     names = {f"M{number}": _tagged(number) for number in range(300)}
     union = {"oneOf": [{"$ref": f"#/$defs/{name}"} for name in names]}
     schema = {"$defs": names, "type": "object", "properties": {"one": union}}
