@@ -77,7 +77,7 @@ class ChatRenderer:
         tool_format: str | None = None,
         reasoning_format: str | None = None,
         eos_token_ids: Sequence[int] = (),
-        source_bytes: int = GrammarLimits.source_bytes,
+        source_bytes: int | None = None,
     ) -> None:
         """Find out what the template does; takes a tenth of a second.
 
@@ -85,11 +85,11 @@ class ChatRenderer:
             chat_template: used in place of the model's own.
             tool_format, reasoning_format: names of formats, chosen by the template if None.
             eos_token_ids: that end a sequence of the model, beside the tokenizer's own.
-            source_bytes: of the parameters of all tools of a request.
+            source_bytes: of the parameters of all tools of a request; None is the engine's default.
         Raises: RequestRejected for the field `chat_template` if there is none or it is no template,
             and for the other two if there is no format of the name.
         """
-        self._source_bytes = source_bytes
+        self._source_bytes = source_bytes or GrammarLimits.source_bytes
         names = dict(_NO_TOKENS)
         names |= {key: value for key, value in tokenizer.special_tokens_map.items() if value}
         plain, with_tools = template_sources(tokenizer, chat_template)

@@ -29,6 +29,7 @@ from tokenbus.worker.messages.engine import AddRequest
 from tokenbus.worker.pool.arrivals import SLICE_JOBS, Arrivals
 from tokenbus.worker.pool.parking import Parking
 from tokenbus.worker.request_tools import has_tools
+from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,8 @@ class Landing:
         page_budget = page_budget_of(held_jobs, LIMITS.num_pages, LIMITS.max_num_seqs)
         settlement = Settlement(member, engine)
         parking = Parking(member, settlement, page_budget)
-        self.preparer = PromptPreparer(build_null_tokenizer(), LIMITS)
+        settings = WorkerSettings(pool="p").chat_settings()
+        self.preparer = PromptPreparer(build_null_tokenizer(), LIMITS, chat_settings=settings)
         self.starter = Starter(
             settlement=settlement,
             parking=parking,
