@@ -21,3 +21,8 @@ def tool_dicts(request: JobRequest) -> list[dict[str, Any]]:
             "properties": {},
         }
     return listed
+
+
+def has_tools(request: bytes) -> bool:
+    """Tell from a stored request, before it is read, whether it gives tools."""
+    return b'"tools":' in request

@@ -17,7 +17,7 @@ from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.schema.document import Document
 from tokenbus.engine.grammar.schema.expansion import check_cycles
 from tokenbus.engine.grammar.schema.keywords import SCHEMA, SCHEMA_LIST, SCHEMA_MAP
-from tokenbus.engine.grammar.schema.refusal import pointer, refusal
+from tokenbus.engine.grammar.schema.refusal import StepBudget, pointer, refusal
 from tokenbus.engine.grammar.schema.writer import SchemaWriter
 from tokenbus.engine.grammar.watching.list_places import ListPlaces, has_marks
 
@@ -50,17 +50,25 @@ _MAX_PARTS = 200
 _SPELLED_TWICE = re.compile(r"[\x08-\x0f\x1a-\x1f\x7f]")
 
 
-def enforceable_schema(schema: Any, path: Path = (), *, is_watched: bool = False) -> Any:
+def enforceable_schema(
+    schema: Any,
+    path: Path = (),
+    *,
+    is_watched: bool = False,
+    budget: StepBudget | None = None,
+) -> Any:
     """Return a schema that allows the same values, in the form that is enforced.
 
     path: of the part that is wanted, whose references lead into the whole. is_watched: outputs will
-    be followed by an `ItemWatch`, so that lists may be marked for it.
+    be followed by an `ItemWatch`, so that lists may be marked for it. budget: of steps, shared with
+    the schemas that stand beside it; one of its own if None.
     Raises: GrammarRejected that names the first keyword which would not be enforced.
     """
+    budget = budget or StepBudget()
     try:
-        document = Document(schema)
+        document = Document(schema, budget)
         check_cycles(document)
-        written = SchemaWriter(document, is_watched=is_watched).write(path)
+        written = SchemaWriter(document, budget, is_watched=is_watched).write(path)
         if is_watched and has_marks(written):
             ListPlaces(written).check()
     except RecursionError:

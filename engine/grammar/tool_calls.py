@@ -15,11 +15,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.written_message import WrittenCall
-from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.grammar.calls.answer_rules import AnswerRules
 from tokenbus.engine.grammar.calls.call_rules import MAX_CALLS
+from tokenbus.engine.grammar.calls.call_spelling import MAX_CHARACTERS
 from tokenbus.engine.grammar.calls.reasoning_rules import ReasoningRule
 from tokenbus.engine.grammar.calls.watched_calls import follows_lists
+from tokenbus.engine.grammar.limits import GrammarLimits
+from tokenbus.engine.grammar.schema.refusal import CALL_STEPS, StepBudget
 from tokenbus.engine.grammar.tools import arguments_schema, parameters_field
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PLAIN = ReasoningRule()
+# Characters of the schemas of all tools as they are enforced. Twice as many take the grammar
+# library longer than the limit of a trial.
+_MAX_WRITTEN = 2_000_000
 
 
 class ToolChoice(StrEnum):
@@ -52,30 +58,48 @@ class ToolCalling:
         chat_format: ChatFormat,
         tokens: AddedTokens,
         written: CallFormat | None = None,
+        *,
+        source_bytes: int = GrammarLimits.source_bytes,
     ) -> None:
         """Check the tools.
+
+        This runs where nothing ends it, so all of it is bounded before it begins.
 
         Args:
             written: the format's calls with the white space of the model's template, if that is
                 another.
+            source_bytes: of the parameters of all tools together, and of content beside them.
         Raises: RequestRejected for the field `tools`: none, or a format without calls; for a tool
-            with a bad or double name, or the schema of one that would not be enforced.
+            with a bad or double name, or the schema of one that would not be enforced;
+            GrammarRejected for `tools` if their schemas are too much.
         """
         if not tools:
             raise RequestRejected("tools", "at least one tool is needed")
         if chat_format.calls is None:
             raise RequestRejected("tools", f"the chat format {chat_format.name} has no calls")
         self._tools = tuple(tools)
+        self._source_bytes = source_bytes
+        self._given = sum(len(json.dumps(dict(tool.parameters))) for tool in tools)
+        self._check_bytes("tools", self._given)
+        budget = StepBudget(CALL_STEPS)
         is_watched = follows_lists(chat_format.calls.syntax)
         self._schemas: dict[str, Mapping[str, Any]] = {}
+        num_written = 0
         for idx, tool in enumerate(tools):
             field = f"tools.{idx}.function.name"
             if not _NAME.fullmatch(tool.name):
                 raise RequestRejected(field, f"{tool.name!r} does not match {_NAME.pattern}")
             if tool.name in self._schemas:
                 raise RequestRejected(field, f"{tool.name} is given twice")
-            schema = arguments_schema(tool, parameters_field(idx), is_watched=is_watched)
+            schema = arguments_schema(tool, parameters_field(idx), budget, is_watched=is_watched)
             self._schemas[tool.name] = schema
+            # What is written of a format is longer than its name by a thousand times.
+            num_written += len(json.dumps(schema))
+            if num_written > _MAX_WRITTEN:
+                reason = (
+                    f"patterns and formats are more than {_MAX_WRITTEN} characters, written out"
+                )
+                raise GrammarRejected(parameters_field(idx), reason)
         self.format = chat_format
         self._written: CallFormat = written or chat_format.calls
         self._tokens = tokens
@@ -108,6 +132,11 @@ class ToolCalling:
                 raise RequestRejected("tool_choice", f"{choice} is not among the tools")
             schemas = {choice: schemas[choice]}
         is_free = choice == ToolChoice.AUTO
+        content = content if is_free else None
+        given = self._given
+        if content is not None:
+            given += len(content.source.encode(errors="surrogatepass"))
+            self._check_bytes("grammar", given)
         rules = AnswerRules(
             self.format,
             self._written,
@@ -117,11 +146,17 @@ class ToolCalling:
             max_calls=MAX_CALLS if parallel and self._written.is_parallel else 1,
             is_free=is_free,
             is_exact=is_exact and not is_free,
-            content=content if is_free else None,
+            content=content,
         )
-        given = sum(len(json.dumps(dict(tool.parameters))) for tool in self._tools)
-        given += 0 if content is None else len(content.source.encode(errors="surrogatepass"))
+        if len(rules.source) > MAX_CHARACTERS:
+            reason = f"their arguments are more than {MAX_CHARACTERS} characters, written out"
+            raise GrammarRejected("tools", reason)
         return GrammarSpec(GrammarKind.LARK, rules.source, rules.before, rules.watched, given)
+
+    def _check_bytes(self, field: str, given: int) -> None:
+        if given > self._source_bytes:
+            reason = f"the source has {given} bytes, the limit is {self._source_bytes}"
+            raise GrammarRejected(field, reason)
 
     def instructions(self) -> str:
         """Describe tools and format, for the prompt of a template without tools."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from tokenbus.engine.grammar.schema.refusal import StepBudget
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionTool:
@@ -58,12 +60,12 @@ def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def arguments_schema(
-    tool: FunctionTool, field: str, *, is_watched: bool = False
+    tool: FunctionTool, field: str, budget: StepBudget, *, is_watched: bool = False
 ) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments, which are always an object.
 
-    field: the path of the schema in the request. is_watched: lists in the arguments are followed,
-    so that they may be marked for it.
+    field: the path of the schema in the request. budget: of steps, shared by all tools. is_watched:
+    lists in the arguments are followed, so that they may be marked for it.
     Raises: GrammarRejected for that field if a keyword would not be enforced or nothing can satisfy
         the schema, RequestRejected if it is not of an object.
     """
@@ -74,7 +76,7 @@ def arguments_schema(
     if kind != "object":
         raise RequestRejected(field, "must be of type object")
     try:
-        enforceable: Any = enforceable_schema(schema, is_watched=is_watched)
+        enforceable: Any = enforceable_schema(schema, is_watched=is_watched, budget=budget)
     except GrammarRejected as error:
         raise GrammarRejected(field, str(error).removeprefix(f"{error.field}: ")) from error
     if enforceable is False:

@@ -18,6 +18,7 @@ from tokenbus.engine.grammar.calls.reasoning_rules import (
     free_answer,
 )
 from tokenbus.engine.grammar.calls.watched_calls import watched_content
+from tokenbus.engine.grammar.limits import GrammarLimits
 from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.text.templates.chat_settings import read_chat_template, template_sources
 from tokenbus.engine.text.templates.chat_template import ChatTemplate, TemplateRefused
@@ -76,6 +77,7 @@ class ChatRenderer:
         tool_format: str | None = None,
         reasoning_format: str | None = None,
         eos_token_ids: Sequence[int] = (),
+        source_bytes: int | None = None,
     ) -> None:
         """Find out what the template does; takes a tenth of a second.
 
@@ -83,9 +85,11 @@ class ChatRenderer:
             chat_template: used in place of the model's own.
             tool_format, reasoning_format: names of formats, chosen by the template if None.
             eos_token_ids: that end a sequence of the model, beside the tokenizer's own.
+            source_bytes: of the parameters of all tools of a request; None is the engine's default.
         Raises: RequestRejected for the field `chat_template` if there is none or it is no template,
             and for the other two if there is no format of the name.
         """
+        self._source_bytes = source_bytes or GrammarLimits.source_bytes
         names = dict(_NO_TOKENS)
         names |= {key: value for key, value in tokenizer.special_tokens_map.items() if value}
         plain, with_tools = template_sources(tokenizer, chat_template)
@@ -122,6 +126,7 @@ class ChatRenderer:
             tool_format=settings.tool_format,
             reasoning_format=settings.reasoning_format,
             eos_token_ids=eos_token_ids,
+            source_bytes=settings.grammar_source_bytes,
         )
 
     @property
@@ -149,7 +154,13 @@ class ChatRenderer:
         """Return the tools of a request. Raises: RequestRejected for the field `tools`."""
         if self.refusal:
             raise RequestRejected("tools", self.refusal)
-        return ToolCalling(tools, self.format, self.tokens, self.choice.written)
+        return ToolCalling(
+            tools,
+            self.format,
+            self.tokens,
+            self.choice.written,
+            source_bytes=self._source_bytes,
+        )
 
     def constrained(self, grammar: GrammarSpec | None, rule: ReasoningRule) -> GrammarSpec | None:
         """Return a constraint on the answer with the reasoning that stands before it.

@@ -30,13 +30,15 @@ def model_chat(
     is_set = settings is not None and any(
         (settings.chat_template, settings.tool_format, settings.reasoning_format)
     )
-    if settings is not None and is_set:
-        return ChatRenderer.of(tokenizer, settings, eos_token_ids), ""
-    if tokenizer.chat_template is None:
+    if tokenizer.chat_template is None and not is_set:
         return None, "this model has no chat template; send a prompt"
     try:
+        if settings is not None:
+            return ChatRenderer.of(tokenizer, settings, eos_token_ids), ""
         return ChatRenderer(tokenizer, eos_token_ids=eos_token_ids), ""
     except RequestRejected as error:
+        if is_set:
+            raise
         # The template came with the model, which answers prompts all the same.
         return None, f"this model's chat template cannot be used; send a prompt ({error})"
 

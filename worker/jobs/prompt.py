@@ -62,8 +62,8 @@ class PromptDraft:
     field: str = ""
     text: str | None = None
     ids: array[int] | None = None
-    tools: ToolCalling | None = None
     prompt: ChatPrompt | None = None
+    grammar: GrammarSpec | None = None
     failure: Exception | None = None
 
     def __enter__(self) -> None:
@@ -138,9 +138,10 @@ class PromptPreparer:
                 draft.field, draft.text = "prompt", request.prompt
             else:
                 tools = tool_dicts(request)
-                draft.tools = self._calling(tools)
-                draft.prompt = self._render(request, tools, draft.tools)
+                calling = self._calling(tools)
+                draft.prompt = self._render(request, tools, calling)
                 draft.field, draft.text = "messages", draft.prompt.text
+                draft.grammar = self._constraint(request, draft.prompt, calling)
             if draft.num_characters > self._max_characters:
                 message = f"{draft.num_characters} characters exceed any prompt of this model"
                 raise JobRefused(TOO_LONG, draft.field, message)
@@ -190,30 +191,18 @@ class PromptPreparer:
         return self._conversing(plain, draft)
 
     def _conversing(self, job: PreparedJob, draft: PromptDraft) -> PreparedJob:
-        """Add to a conversation's job what constrains its answers, and how they are read.
-
-        Raises: JobRefused for the field that cannot be met.
-        """
-        request, params, prompt = job.request, job.params, draft.prompt
+        """Add to a conversation's job what constrains its answers, and how they are read."""
+        prompt = draft.prompt
         if prompt is None or self.chat is None:
             return job
-        rule, choice = prompt.reasoning(request.max_reasoning_tokens), request.tool_choice
-        named = choice.name if isinstance(choice, NamedTool) else choice
-        try:
-            if draft.tools is None:
-                grammar = self.chat.constrained(params.grammar, rule)
-            else:
-                parallel = request.parallel_tool_calls
-                grammar = draft.tools.grammar(named, parallel, rule, params.grammar)
-        except RequestRejected as error:
-            raise _refused(error) from None
         chat = JobChat.of(
             self.chat.format,
-            tool_dicts(request),
+            tool_dicts(job.request),
             starts_in_reasoning=prompt.starts_in_reasoning,
         )
         shown = () if chat is None else self.chat.shown_ids
-        return replace(job, params=replace(params, grammar=grammar), chat=chat, shown_ids=shown)
+        params = replace(job.params, grammar=draft.grammar)
+        return replace(job, params=params, chat=chat, shown_ids=shown)
 
     def tokenise(self, request: JobRequest) -> PreparedJob:
         """Tokenise the prompt of one request and take its sizes.
@@ -229,6 +218,21 @@ class PromptPreparer:
             return None
         try:
             return self.chat.calling(tools_of(tools))
+        except RequestRejected as error:
+            raise _refused(error) from None
+
+    def _constraint(
+        self, request: JobRequest, prompt: ChatPrompt, calling: ToolCalling | None
+    ) -> GrammarSpec | None:
+        """Return what constrains the answers to a conversation."""
+        assert self.chat is not None
+        rule, choice = prompt.reasoning(request.max_reasoning_tokens), request.tool_choice
+        named = choice.name if isinstance(choice, NamedTool) else choice
+        given = _grammar_of(request)
+        try:
+            if calling is None:
+                return self.chat.constrained(given, rule)
+            return calling.grammar(named, request.parallel_tool_calls, rule, given)
         except RequestRejected as error:
             raise _refused(error) from None
 
@@ -279,8 +283,12 @@ def _take(draft: PromptDraft, found: list[int] | Exception) -> None:
         draft.ids = array("i", found)
 
 
-def _sampling_params(request: JobRequest) -> SamplingParams:
+def _grammar_of(request: JobRequest) -> GrammarSpec | None:
     grammar = request.grammar
+    return None if grammar is None else GrammarSpec(GrammarKind(grammar.kind), grammar.source)
+
+
+def _sampling_params(request: JobRequest) -> SamplingParams:
     # What the request leaves out is left out here: the checkpoint may have a default of its own.
     numbers: dict[str, Any] = {
         name: getattr(request, name) for name in CHECKPOINT_FIELDS & request.model_fields_set
@@ -301,5 +309,5 @@ def _sampling_params(request: JobRequest) -> SamplingParams:
         ignore_eos=request.ignore_eos,
         logprobs=request.logprobs,
         prompt_logprobs=request.prompt_logprobs,
-        grammar=None if grammar is None else GrammarSpec(GrammarKind(grammar.kind), grammar.source),
+        grammar=_grammar_of(request),
     )

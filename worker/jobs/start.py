@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakValueDictionary
 
 from tokenbus.engine.containment import Containment
 from tokenbus.engine.types import travelling
@@ -13,6 +14,7 @@ from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.jobs.settlement import FLAG_REASONS
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.request_tools import has_tools
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,11 +69,19 @@ class Starter:
         self._metrics = metrics
         self._served = served
         self._containment: Containment[int] = Containment()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._log = get_logger()
 
     async def tokenise(self, jobs: Sequence[HeldJob]) -> list[PromptDraft]:
-        """Read and tokenise the requests of pulled jobs together, in one thread if at all."""
+        """Read and tokenise the requests of pulled jobs together, in one thread if at all.
+
+        Schemas of tools are work: a tenant has one thread for them, whatever it sends.
+        """
         preparer, raws = self._preparer, [job.pulled.request for job in jobs]
+        if any(map(has_tools, raws)):
+            turn = self._turns.setdefault(jobs[0].pulled.tenant, asyncio.Lock())
+            async with turn:
+                return await asyncio.to_thread(self._tokenised, raws)
         if sum(map(len, raws)) > INLINE_BYTES:
             return await asyncio.to_thread(self._tokenised, raws)
         drafts = [preparer.draft(raw) for raw in raws]

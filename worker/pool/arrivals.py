@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.request_tools import has_tools
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -135,7 +136,15 @@ class Arrivals:
 
 
 def _slices(jobs: Sequence[HeldJob]) -> Iterator[Sequence[HeldJob]]:
-    """Cut what a pull brought: so many jobs and bytes of requests, or one job."""
+    """Cut what a pull brought: so many jobs and bytes of requests, or one job.
+
+    A job with tools stands alone: nobody waits for the work on its schemas.
+    """
+    yield from _slices_of_plain([job for job in jobs if not has_tools(job.pulled.request)])
+    yield from ([job] for job in jobs if has_tools(job.pulled.request))
+
+
+def _slices_of_plain(jobs: Sequence[HeldJob]) -> Iterator[Sequence[HeldJob]]:
     begin = num_bytes = 0
     for idx, job in enumerate(jobs):
         num_bytes += len(job.pulled.request)

@@ -91,10 +91,16 @@ class AnswerRules:
 
     def _every_way(self) -> list[CallRules]:
         """Return the rules of calls in each form that they may have."""
-        spelling = CallSpelling(self._tokens, is_exact=self._is_exact)
         formats = (self._written, *(() if self._is_exact else self._written.also_read))
-        schemas = self._schemas
-        return [CallRules(each, schemas, spelling, f"f{idx}") for idx, each in enumerate(formats)]
+        return [
+            CallRules(
+                each,
+                self._schemas,
+                CallSpelling(self._tokens, is_exact=self._is_exact),
+                f"f{idx}",
+            )
+            for idx, each in enumerate(formats)
+        ]
 
     def _content_rules(self, content: GrammarSpec) -> ContentRules:
         """Return the rules of content that is no call."""

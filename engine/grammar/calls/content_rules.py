@@ -12,6 +12,7 @@ from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import escaped
 from tokenbus.engine.grammar.calls.value_rules import json_value
 from tokenbus.engine.grammar.json_schema import enforceable_schema
+from tokenbus.engine.grammar.schema.refusal import CALL_STEPS, StepBudget
 from tokenbus.engine.grammar.translation import choice_texts, parsed_source
 from tokenbus.engine.types import GrammarKind
 
@@ -92,7 +93,8 @@ def _uncalled(schema: Any, bare_names: Mapping[str, Sequence[str]]) -> Schema:
             others = others if isinstance(others, list) else []
             barred = [{"not": call} for call in (*calls, *listed)]
             schema = {**schema, "allOf": [*others, *barred]}
-    enforceable = enforceable_schema(schema, is_watched=not bare_names)
+    budget = StepBudget(CALL_STEPS)
+    enforceable = enforceable_schema(schema, is_watched=not bare_names, budget=budget)
     if enforceable is False:
         raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
     return {} if enforceable is True else enforceable

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import escaped, quoted, sequence
 from tokenbus.engine.grammar.calls.free_text import FreeText
-from tokenbus.engine.grammar.calls.text_patterns import whole_pattern
 from tokenbus.engine.grammar.calls.value_rules import (
     alternatives,
     argument_cases,
@@ -95,7 +94,7 @@ class ParameterRules:
         barred = [escaped(name) for name in listed]
         found: list[tuple[Any, str]] = []
         for pattern, inner in patterns.items():
-            whole = whole_pattern(pattern)
+            whole = self._spelling.pattern(pattern)
             if inner is not False:
                 found.append((inner, _names(barred, whole)))
             barred.append(whole)
@@ -154,7 +153,7 @@ class ParameterRules:
         low, high = schema.get("minLength", 0), schema.get("maxLength")
         held = ""
         if "pattern" in schema:
-            held = whole_pattern(schema["pattern"], low, high)
+            held = self._spelling.pattern(schema["pattern"], low, high)
         elif low or high is not None:
             held = f"(?s:.){{{low},{'' if high is None else high}}}"
         if "format" in schema or schema.keys() & {"allOf", "not"}:

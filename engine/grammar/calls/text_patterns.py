@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.grammar.patterns.automaton import Automaton
-from tokenbus.engine.grammar.patterns.language import Languages
+from tokenbus.engine.grammar.patterns.language import DERIVED_A_STEP, Languages
 from tokenbus.engine.grammar.patterns.pattern_languages import PatternLanguages
 from tokenbus.engine.grammar.patterns.pattern_tree import LAST, PatternRefused, read_pattern
+
+if TYPE_CHECKING:
+    from tokenbus.engine.grammar.schema.refusal import StepBudget
 
 # A pattern with anchors at its ends alone.
 _ANCHORED = re.compile(r"(?P<first>\^?)(?P<body>(?:[^\^$\\]|\\.|\[\^)*)(?P<last>\$?)", re.DOTALL)
@@ -16,11 +20,12 @@ _ANCHORED = re.compile(r"(?P<first>\^?)(?P<body>(?:[^\^$\\]|\\.|\[\^)*)(?P<last>
 _PIECE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 
 
-def whole_pattern(pattern: str, least: int = 0, most: int | None = None) -> str:
+def whole_pattern(pattern: str, budget: StepBudget, least: int = 0, most: int | None = None) -> str:
     """Return what a string is, between slashes, in which a pattern of a schema is found.
 
-    least, most: of its characters. The library could join a pattern and a length by itself, but
-    fails where a text has come to its end and neither of the two knows it.
+    budget: what it takes to combine patterns is counted there. least, most: of its characters. The
+    library could join a pattern and a length by itself, but fails where a text has come to its end
+    and neither of the two knows it.
     Raises: RequestRejected for the field `tools` if nobody can tell.
     """
     found = _ANCHORED.fullmatch(pattern)
@@ -34,7 +39,8 @@ def whole_pattern(pattern: str, least: int = 0, most: int | None = None) -> str:
                 length = languages.repeated(languages.chars(((0, LAST),)), least, most)
                 term = languages.both({term, length})
             whole = Automaton(languages, term).pattern()
-        except PatternRefused as error:
+            budget.spend((), languages.num_derived // DERIVED_A_STEP)
+        except (PatternRefused, GrammarRejected) as error:
             raise RequestRejected("tools", f"pattern {pattern[:80]!r}: {error}") from error
         return _in_slashes(whole.removeprefix("^").removesuffix("$"))
     before, behind = ("" if found[anchor] else "(?s:.*)" for anchor in ("first", "last"))

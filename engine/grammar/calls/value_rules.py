@@ -18,6 +18,7 @@ Schema = Mapping[str, Any]
 
 # Nothing, a space, or a line and its indentation; more is a model that went astray.
 _WHITE_SPACE = r"( |\n[ \t]{0,40})?"
+_DEFINED = ("$defs", "definitions")
 _FLEXIBLE = {
     "whitespace_flexible": True,
     "whitespace_pattern": _WHITE_SPACE,
@@ -42,7 +43,18 @@ def with_definitions(schema: Any, root: Schema) -> Any:
     """Return a part of a schema with the definitions that it may refer to."""
     if not isinstance(schema, Mapping):
         return {} if schema is True else {"enum": []}
-    shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
+    defined = {f"#/{word}/{name}": (word, name) for word in _DEFINED for name in root.get(word, ())}
+    shared: dict[str, dict[str, Any]] = {}
+    pending: list[Any] = [schema] if defined else []
+    while pending:
+        one = pending.pop()
+        inner = one.values() if isinstance(one, Mapping) else one if isinstance(one, list) else ()
+        pending += inner
+        target = one.get("$ref") if isinstance(one, Mapping) else None
+        word, name = defined.pop(target, ("", "")) if isinstance(target, str) else ("", "")
+        if word:
+            shared.setdefault(word, {})[name] = root[word][name]
+            pending.append(root[word][name])
     return {**shared, **schema}
 
 

@@ -14,6 +14,8 @@ from tokenbus.engine.grammar.patterns.pattern_tree import LAST, PatternRefused, 
 Term = int
 # Terms of all derivatives of one language. The look-ahead of a decimal with 30 digits takes 4,000.
 _MAX_TERMS = 60_000
+# Derivatives of a language that take as long as a step of `StepBudget`.
+DERIVED_A_STEP = 2
 # Derivatives of all languages of one document: about a second.
 _MAX_DERIVED = 300_000
 
@@ -139,6 +141,11 @@ class Languages:
                 found = kind == "empty"
             self._nullable[term] = found
         return self._nullable[term]
+
+    @property
+    def num_derived(self) -> int:
+        """Count the derivatives that were taken."""
+        return len(self._derived)
 
     def derivative(self, term: Term, code: int) -> Term:
         """Return what may follow a first character."""

@@ -25,7 +25,7 @@ from tokenbus.engine.grammar.schema.refusal import pointer, refusal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.engine.grammar.schema.refusal import Path
+    from tokenbus.engine.grammar.schema.refusal import Path, StepBudget
 
 # Deeper schemas are an attack on the stack rather than a description of data.
 MAX_DEPTH = 64
@@ -73,8 +73,8 @@ _OLD_DRAFTS = ("draft-03", "draft-04", "draft-05", "draft-06", "draft-07")
 class Document:
     """A schema and all that lie in it."""
 
-    def __init__(self, schema: Any) -> None:
-        """Read a schema.
+    def __init__(self, schema: Any, budget: StepBudget) -> None:
+        """Read a schema, of whose parts each is a step.
 
         Raises: GrammarRejected that names the first keyword which would not be enforced.
         """
@@ -83,6 +83,7 @@ class Document:
             raise refusal("$schema", (), f"{declared!r} is not known; leave it out")
         self._is_old = any(draft in str(declared) for draft in _OLD_DRAFTS)
         self._schema = schema
+        self._budget = budget
         self._num_nodes = 0
         self._anchors: dict[tuple[str, str], Node] = {}
         self._dynamic: dict[str, list[Node]] = {}
@@ -110,6 +111,7 @@ class Document:
             raise GrammarRejected(
                 "grammar", f"JSON schema at {pointer(path)}: nested deeper than {MAX_DEPTH}"
             )
+        self._budget.spend(path)
         self._num_nodes += 1
         node = Node(self._num_nodes, path, base)
         self._by_path[path] = node

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenbus.engine.grammar.patterns.automaton import Automaton
 from tokenbus.engine.grammar.patterns.formats import format_pattern, is_known
-from tokenbus.engine.grammar.patterns.language import Languages
+from tokenbus.engine.grammar.patterns.language import DERIVED_A_STEP, Languages
 from tokenbus.engine.grammar.patterns.pattern_languages import PatternLanguages
 from tokenbus.engine.grammar.patterns.pattern_tree import (
     Chain,
@@ -57,8 +57,9 @@ class Combiner(Protocol):
 class Texts:
     """Works on the texts of one document; what it found out is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: StepBudget) -> None:
         self.languages = Languages()
+        self._budget = budget
         self._of_pattern = PatternLanguages(self.languages)
         self._automata: dict[Term, Automaton] = {}
         self._terms: dict[str, Term] = {}
@@ -85,9 +86,11 @@ class Texts:
         return self._terms[pattern]
 
     def automaton(self, term: Term) -> Automaton:
-        """Return the automaton of a language. Raises: PatternRefused."""
+        """Return the automaton of a language. Raises: PatternRefused, GrammarRejected."""
         if term not in self._automata:
+            before = self.languages.num_derived
             self._automata[term] = Automaton(self.languages, term)
+            self._budget.spend((), (self.languages.num_derived - before) // DERIVED_A_STEP)
         return self._automata[term]
 
     def written(self, pattern: str) -> str:

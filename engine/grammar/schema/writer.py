@@ -16,11 +16,12 @@ from tokenbus.engine.grammar.schema.lists import Lists
 from tokenbus.engine.grammar.schema.node import Claim, Claims, all_of
 from tokenbus.engine.grammar.schema.numbers import number_schemas
 from tokenbus.engine.grammar.schema.objects import Objects
-from tokenbus.engine.grammar.schema.refusal import StepBudget, pointer, refusal
+from tokenbus.engine.grammar.schema.refusal import pointer, refusal
 from tokenbus.engine.grammar.schema.texts import Texts
 
 if TYPE_CHECKING:
     from tokenbus.engine.grammar.schema.document import Document
+    from tokenbus.engine.grammar.schema.refusal import StepBudget
 
 _ORDER = ("null", "boolean", "integer", "number", "string", "array", "object")
 # How deep emptiness is looked for, and values of one place that are listed.
@@ -31,11 +32,11 @@ _MAX_NESTING = 150
 class SchemaWriter:
     """Writes one document's schema."""
 
-    def __init__(self, document: Document, *, is_watched: bool = False) -> None:
+    def __init__(self, document: Document, budget: StepBudget, *, is_watched: bool = False) -> None:
         """Keep whether outputs will be followed, so that lists can be marked."""
         self.is_watched = is_watched
-        self.budget = StepBudget()
-        self.texts = Texts()
+        self.budget = budget
+        self.texts = Texts(budget)
         self.judge = Judge(document, self.texts.matches, self.budget)
         self._document = document
         self._expansion = Expansion(document, self.is_empty, self.budget)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ChatSettings(Protocol):
-    """The settings of an engine that chats depend on; None leaves a choice to the model."""
+    """The settings of an engine that chats depend on; None leaves it to the model, or is a default."""
 
     @property
     def chat_template(self) -> str | None:
@@ -28,6 +28,10 @@ class ChatSettings(Protocol):
     @property
     def reasoning_format(self) -> str | None:
         """Return the name of a reasoning format."""
+
+    @property
+    def grammar_source_bytes(self) -> int | None:
+        """Return how long the parameters of the tools of a request may be, in bytes."""
 
 
 def check_chat_settings(settings: ChatSettings) -> None:

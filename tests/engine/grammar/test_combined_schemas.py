@@ -18,7 +18,7 @@ from tokenbus.engine.grammar.json_schema import enforceable_schema
 from tokenbus.engine.grammar.schema import judge, writer
 from tokenbus.engine.grammar.schema.case import identity
 from tokenbus.engine.grammar.schema.expansion import Expansion
-from tokenbus.engine.grammar.schema.refusal import StepBudget
+from tokenbus.engine.grammar.schema.refusal import CALL_STEPS, StepBudget
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -29,11 +29,29 @@ if TYPE_CHECKING:
 DECIMAL = r"^(?!^[-+.]*$)[+-]?0*(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)$"
 ANY_NUMBER = {"type": ["integer", "null"]}
 
+
+def _tagged(number: int) -> dict[str, Any]:
+    """Return an alternative as Pydantic writes one of a discriminated union."""
+    properties = {"kind": {"const": f"k{number}", "type": "string"}, "size": {"type": "integer"}}
+    return {"type": "object", "properties": properties, "required": ["kind"]}
+
+
 # A schema, values that satisfy it, and values that do not.
 EXAMPLES: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "not-enum": ({"type": "string", "not": {"enum": ["a", "ab"]}}, ["", "b", "aba"], ["a", "ab"]),
     "not-number": ({**ANY_NUMBER, "not": {"const": 3}}, [2, 4, None], [3]),
     "not-required": ({"not": {"required": ["a"]}, "type": "object"}, [{"b": 1}], [{"a": 1}]),
+    "tag": ({"oneOf": [_tagged(1), _tagged(2)]}, [{"kind": "k2", "size": 3}], [{"size": 3}]),
+    "tag-twice": (
+        {"oneOf": [_tagged(1), {**_tagged(1), "required": ["kind", "size"]}]},
+        [{"kind": "k1"}],
+        [{"kind": "k1", "size": 3}],
+    ),
+    "tag-missing": (
+        {"oneOf": [{**_tagged(number), "required": []} for number in (1, 2)]},
+        [{"kind": "k1"}, {"kind": "k2", "size": 3}],
+        [{"size": 3}],
+    ),
     "one-of": (
         {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
         [{"a": 1}, {"b": 1, "c": 2}],
@@ -194,11 +212,31 @@ def test_alternatives_held_against_each_other_count(monkeypatch: pytest.MonkeyPa
         return is_pair_empty(self, *pair)
 
     monkeypatch.setattr(Expansion, "_is_pair_empty", counted)
-    monkeypatch.setattr(writer, "StepBudget", lambda: StepBudget(3000))
     options = [{"type": "string", "minLength": idx, "maxLength": idx} for idx in range(60)]
     with pytest.raises(GrammarRejected, match="takes too many steps"):
-        enforceable_schema({"oneOf": options})
-    assert 0 < looked_at["pairs"] <= 3000 / 4
+        enforceable_schema({"oneOf": options}, budget=StepBudget(3000))
+    assert 0 < looked_at["pairs"] <= 3000 / 40
+
+
+def test_alternatives_with_a_tag_are_told_apart_without_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A union of hundreds of objects, each with a value of one key, needs no look at pairs."""
+    monkeypatch.setattr(Expansion, "_is_pair_empty", lambda *_: pytest.fail("looked at a pair"))
+    names = {f"M{number}": _tagged(number) for number in range(300)}
+    union = {"oneOf": [{"$ref": f"#/$defs/{name}"} for name in names]}
+    schema = {"$defs": names, "type": "object", "properties": {"one": union}}
+    written = enforceable_schema(schema, budget=StepBudget(CALL_STEPS))
+    found = [option["properties"]["kind"] for option in written["properties"]["one"]["anyOf"]]
+    assert found == [{"const": f"k{number}"} for number in range(300)]
+
+
+def test_patterns_that_are_combined_count() -> None:
+    """Hundreds of patterns held against each other end long before all of them are combined."""
+    options = [{"type": "string", "pattern": f"^a{number}[a-z]*$"} for number in range(300)]
+    budget = StepBudget(CALL_STEPS)
+    with pytest.raises(GrammarRejected, match="takes too many steps"):
+        enforceable_schema({"oneOf": options}, budget=budget)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pytest
 import torch
+from family_tokenizers import family_tokenizer
 
 from tokenbus.engine.chat.chat_format import format_named
 from tokenbus.engine.chat.message_reader import MessageReader
@@ -224,3 +225,21 @@ def test_instructions_name_every_tool_and_the_marks(
     assert written is not None
     assert all(mark.strip() in text for mark in (written.section_open, written.call_open))
     assert written.arguments_key in text
+
+
+def test_tools_that_would_take_long_are_refused_before_the_work() -> None:
+    """Their bytes, their steps and what is written of them are bounded for a request as a whole."""
+    chosen, tokens = format_named("qwen3-coder"), AddedTokens(family_tokenizer("qwen3-coder"))
+    patterns = {"oneOf": [{"type": "string", "pattern": f"^a{idx}[a-z]*$"} for idx in range(30)]}
+    formats = {f"p{idx}": {"type": "string", "format": "uri"} for idx in range(1000)}
+    refused = {
+        "the source has": [{"description": "x" * 300_000}],
+        "too many steps": [{"properties": {"x": patterns}}] * 8,
+        "written out": [{"properties": formats}],
+    }
+    for reason, schemas in refused.items():
+        tools = [FunctionTool(f"f{idx}", schema) for idx, schema in enumerate(schemas)]
+        with pytest.raises(GrammarRejected, match=reason):
+            ToolCalling(tools, chosen, tokens)
+    [alone] = refused["too many steps"][:1]
+    assert ToolCalling([FunctionTool("f", alone)], chosen, tokens).grammar().source

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from itertools import pairwise
+from threading import Event
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
+from patience import PATIENCE_S
 from workers.parts import a_member, an_engine, page_budget_of
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
@@ -26,6 +28,8 @@ from tokenbus.worker.jobs.suspects import Suspects
 from tokenbus.worker.messages.engine import AddRequest
 from tokenbus.worker.pool.arrivals import SLICE_JOBS, Arrivals
 from tokenbus.worker.pool.parking import Parking
+from tokenbus.worker.request_tools import has_tools
+from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +50,8 @@ class Landing:
         page_budget = page_budget_of(held_jobs, LIMITS.num_pages, LIMITS.max_num_seqs)
         settlement = Settlement(member, engine)
         parking = Parking(member, settlement, page_budget)
-        self.preparer = PromptPreparer(build_null_tokenizer(), LIMITS)
+        settings = WorkerSettings(pool="p").chat_settings()
+        self.preparer = PromptPreparer(build_null_tokenizer(), LIMITS, chat_settings=settings)
         self.starter = Starter(
             settlement=settlement,
             parking=parking,
@@ -72,15 +77,15 @@ class Landing:
             refusals=Mock(),
         )
 
-    def register(self, *requests: dict[str, Any] | bytes) -> list[HeldJob]:
+    def register(self, *requests: dict[str, Any] | bytes, tenant: str = "t") -> list[HeldJob]:
         """Take jobs, as a pull brings them."""
         raws = [
             request if isinstance(request, bytes) else json.dumps(request).encode()
             for request in requests
         ]
         return [
-            self.arrivals.register(PulledJob(f"j{num}", 1, 0, 1, "t", 20, False, 0, None, raw))
-            for num, raw in enumerate(raws)
+            self.arrivals.register(PulledJob(f"j{num}", 1, 0, 1, tenant, 20, False, 0, None, raw))
+            for num, raw in enumerate(raws, len(self.arrivals._held_jobs))
         ]
 
 
@@ -90,7 +95,7 @@ def chat(content: str, **fields: Any) -> dict[str, Any]:
 
 
 async def test_jobs_of_one_pull_are_prepared_as_each_is_alone() -> None:
-    """Prompts of every kind come to the engine in the order of the pull; bad ones are told why."""
+    """Prompts of every kind come to the engine in their order, but for tools; bad ones are told."""
     landing = Landing()
     requests: list[dict[str, Any] | bytes] = [
         {"prompt": "hé", "max_tokens": 4},
@@ -120,8 +125,39 @@ async def test_jobs_of_one_pull_are_prepared_as_each_is_alone() -> None:
     alone = [landing.preparer.tokenise(landing.preparer.read(job.pulled.request)) for job in good]
     assert [job.prepared for job in good] == alone
     given = [order.request.request_id for order in landing.sent if isinstance(order, AddRequest)]
-    assert given == [job.request_id for job in good]
+    plain = [job.request_id for job in good if not has_tools(job.pulled.request)]
+    assert [each for each in given if each in plain] == plain
+    assert sorted(given) == sorted(job.request_id for job in good)
     assert Phase.RUNNING not in {job.phase for job in jobs if job.refusal}
+
+
+async def test_schemas_of_tools_hold_up_nobody() -> None:
+    """While those of a tenant are worked on, jobs without any start, and so do another's tools."""
+    landing = Landing()
+    calling, is_worked_on, may_end = landing.preparer._calling, Event(), Event()
+
+    def held_up(tools: list[dict[str, Any]]) -> Any:
+        if any(tool["function"]["name"] == "heavy" for tool in tools):
+            is_worked_on.set()
+            assert may_end.wait(PATIENCE_S)
+        return calling(tools)
+
+    patched: Any = landing.preparer
+    patched._calling = held_up
+    heavy = {"type": "function", "function": {**TOOL["function"], "name": "heavy"}}
+    jobs = landing.register(
+        *[chat("hello", tools=[heavy])] * 20, chat("hello"), {"prompt": "a", "max_tokens": 4}
+    )
+    [other] = landing.register(chat("hello", tools=[TOOL]), tenant="other")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(landing.arrivals.bring_in(jobs))
+        assert await asyncio.to_thread(is_worked_on.wait, PATIENCE_S)
+        await landing.arrivals.bring_in([other])
+        running = [job.phase is Phase.RUNNING for job in jobs]
+        may_end.set()
+    assert other.phase is Phase.RUNNING
+    assert running == [False] * 20 + [True] * 2
+    assert all(job.phase is Phase.RUNNING for job in jobs)
 
 
 class _Encoder:
