@@ -206,6 +206,7 @@ def _launch_matmul(
     fp8_matmul_kernel[(min(programs, tiles),)](
         _described(x, tuning.block_m, tuning.block_k),
         x.scales,
+        x.group_stride,
         TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
         scales,
         bias,
@@ -216,8 +217,8 @@ def _launch_matmul(
         BLOCK_M=tuning.block_m,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
-        BLOCKS=tuning.blocks,
         BLOCK_OUT=block_outputs,
+        ONE_SCALE=block_outputs > 0 and block_outputs % tuning.block_n == 0,
         GROUP=tuning.group,
         PROGRAMS=programs,
         HALVES=tuning.halves,
@@ -242,6 +243,9 @@ def _launch_rows(
     require(num_rows <= MAX_GATED_ROWS, f"{num_rows} rows, this takes {MAX_GATED_ROWS}")
     height = next_power_of_2(max(num_rows, 16))
     tiles = ceil_div(width_out, tuning.block_n)
+    # What a gate multiplies begins in the middle of a tile if tiles do not divide the outputs.
+    one_scale = block_outputs > 0 and block_outputs % tuning.block_n == 0
+    one_scale &= fusion.act is None or width_out % tuning.block_n == 0
     parts = arrivals = None
     if tuning.splits > 1:
         require(tiles <= _MAX_TILES, f"{tiles} tiles share columns")
@@ -252,6 +256,7 @@ def _launch_rows(
     fp8_rows_kernel[(tiles, tuning.splits)](
         _described(x, height, tuning.block_k),
         x.scales,
+        x.group_stride,
         TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
         scales,
         fusion.bias,
@@ -265,10 +270,9 @@ def _launch_rows(
         ROWS=height,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
-        BLOCKS=tuning.blocks,
         BLOCK_OUT=block_outputs,
+        ONE_SCALE=one_scale,
         SPLITS=tuning.splits,
-        STAGES=tuning.stages,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,
         ACT=fusion.act or "none",

@@ -60,5 +60,6 @@ def check_scales(
     require(scales.shape == blocks, f"scales of shape {tuple(scales.shape)}, blocks are {blocks}")
     rows = (x.values.shape[0], num_groups)
     require(x.scales.shape == rows, f"x has scales {tuple(x.scales.shape)}, not {rows}")
-    require_contiguous(x_scales=x.scales, scales=scales)
+    require_contiguous(scales=scales)
+    require(x.scales.stride(0) == 1, "scales of a group are not side by side")
     require(tuning is None or tuning.block_k == GROUP, f"a step of blocks has {GROUP} columns")
