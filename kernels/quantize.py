@@ -355,9 +355,8 @@ def _quantize_groups_kernel(x, values, scales, group_stride, K: tl.constexpr,
     mask = offs < K
     wait_for_inputs(PDL)
     value = tl.load(x + row * K + offs, mask=mask, other=0.0).to(tl.float32)
-    scale = scale_of(tl.max(tl.abs(value), axis=1))
-    tl.store(values + row * K + offs, to_fp8(value / scale[:, None]), mask=mask)
-    scale += tl.sum(value - value, axis=1)
+    scale, inverse = scales_of_top(tl.max(magnitude(value), axis=1))
+    tl.store(values + row * K + offs, row_number(value * inverse[:, None]), mask=mask)
     tl.store(scales + groups * group_stride + row, scale, mask=groups < GROUPS)
 
 
