@@ -50,7 +50,7 @@ def _arrivals(device: torch.device) -> Tensor:
 def fits_matvec(num_outputs: int, num_inputs: int, fusion: Fusion, block_outputs: int) -> bool:
     """Say whether `fp8_matvec` takes a weight: with a scale per block, programs fill blocks."""
     width_out = num_outputs // (2 if fusion.act else 1)
-    tuning = choose_matvec_tuning(num_inputs, width_out, fusion.role, blocks=block_outputs > 0)
+    tuning = choose_matvec_tuning(num_inputs, width_out, fusion.role)
     return not block_outputs or block_outputs % tuning.block_n == width_out % tuning.block_n == 0
 
 
@@ -77,9 +77,7 @@ def fp8_matvec(
     require(num_rows == 1, f"{num_rows} rows, this takes one")
     check_product(x, values, fusion, width_out)
     require_contiguous(norm=fusion.norm_weight)
-    chosen = tuning or choose_matvec_tuning(
-        width_in, width_out, fusion.role, blocks=block_outputs > 0
-    )
+    chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
     check_fp8_weight(values, scales, block_outputs)
     if block_outputs:
         parts = f"{block_outputs} outputs a block, {width_out} in all, programs of {chosen.block_n}"

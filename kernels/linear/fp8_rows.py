@@ -10,7 +10,12 @@ import triton.language as tl
 
 from tokenbus.kernels.activation import gate
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
-from tokenbus.kernels.linear.block_scales import load_by_output, load_by_row, multiplied
+from tokenbus.kernels.linear.block_scales import (
+    fetch_early,
+    load_by_output,
+    load_by_row,
+    multiplied,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,11 @@ def fp8_rows_kernel(
     live = cols < N
     mask = live[:, None] & some[None, :]
     place = rows[None, :].to(tl.int64) * N + cols[:, None]
+    GROUPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    if BLOCK_OUT > 0:
+        fetch_early(scales, col, GROUPS, BLOCK_OUT, PDL)
+        if ACT != "none":
+            fetch_early(scales, N + col, GROUPS, BLOCK_OUT, PDL)
     if BLOCK_OUT == 0:
         scale_out = tl.load(scales + cols, mask=live, other=0.0)[:, None]
         if ACT != "none":
@@ -96,7 +106,6 @@ def fp8_rows_kernel(
                 acc_up = tl.dot(weight.load([N + col, begin + offset]), value.T, acc_up)
     else:
         # A part may reach beyond the last block, where all weights are zero.
-        GROUPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
         block = tl.minimum(begin // BLOCK_K, GROUPS - 1)
         by_row = load_by_row(x_scales, group_stride, rows, M, block)
         by_out = load_by_output(scales, col, cols, N, block, GROUPS, BLOCK_OUT, ONE_SCALE)

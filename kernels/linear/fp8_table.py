@@ -33,10 +33,8 @@ _TILES = (
 )
 
 
-def choose_matvec_tuning(
-    width_in: int, width_out: int, role: LinearRole, *, blocks: bool = False
-) -> LinearTuning:
-    """Pick the layout for one row; a warp with rows of its own would load scales of `blocks` often.
+def choose_matvec_tuning(width_in: int, width_out: int, role: LinearRole) -> LinearTuning:
+    """Pick the layout for one row.
 
     Before a sum: in a step of the 8B shape, which is 2,720 us, programs of 8 outputs that all find
     a place at once take 95 us less in `o` than twice as many of 4; whole rows for a warp and ten
@@ -50,7 +48,7 @@ def choose_matvec_tuning(
     if role is LinearRole.RESIDUAL and width_in == 4096:
         return LinearTuning(8, 1024, 4)
     # Of more inputs the compiler has no registers for the pieces.
-    if role is LinearRole.RESIDUAL and 8192 <= width_in <= 16384 and not blocks:
+    if role is LinearRole.RESIDUAL and 8192 <= width_in <= 16384:
         return LinearTuning(4, 512, 4, groups=2, ahead=10, by_warp=True)
     return LinearTuning(2 if width_in >= 8192 else 4, 2048, 4)
 
