@@ -1,8 +1,10 @@
 """What numbers of fewer bits cost a model: the same text under each format, computed in float32.
 
-    python -P benchmarks/quality.py [--model NAME] [--windows N] [--json FILE]
+    python -P benchmarks/quality.py [--model NAME] [--windows N] [--window TOKENS] [--last TOKENS]
+        [--only NAME] [--json FILE]
 
-The text is the project's own documentation, in windows of 512 tokens. Weights of the layers are
+The text is the project's own documentation, in windows of 512 tokens or as many as asked for, of
+which the last ones alone may count: what stands after thousands of others. Weights of the layers are
 rounded as a worker rounds them while loading, or as checkpoints in blocks have them; the head
 stays. Keys and values are rounded per token and head, as pages of FP8 hold them, and rows where a
 GPU multiplies in FP8: those of FP8 weights but a lone one, and many at a time of four bits, whose
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_WINDOW = 512
 _BLOCK = 128
+_PAGES = "keys and values in fp8"
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -66,19 +68,27 @@ _WEIGHTS: dict[str, Callable[[Tensor], Any]] = {
     "int4, scale and low per 32": round_to_int4,
 }
 
-# What many rows are multiplied by on a GPU when they are rounded themselves.
-_MULTIPLIED_IN_FP8: dict[str, Callable[[Tensor], Any]] = {
-    "fp8 per output, rows too": round_to_fp8,
-    "int4 per 128, then both in fp8": lambda weight: round_to_fp8(
-        round_to_int4_groups(weight).dequantised().bfloat16()
-    ),
-}
-
 
 def rounded_rows(x: Tensor) -> Tensor:
     """Round the last axis to e4m3 with a scale of its own, and back."""
     scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-20) / 448
     return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
+
+
+def rounded_groups(x: Tensor) -> Tensor:
+    """Round each 128 of the last axis to e4m3 with a scale of their own, and back."""
+    return torch.cat([rounded_rows(part) for part in x.split(_BLOCK, -1)], -1)
+
+
+# What many rows are multiplied by on a GPU, and how they are rounded themselves.
+_MULTIPLIED_IN_FP8: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor]]] = {
+    "fp8 per output, rows too": (round_to_fp8, rounded_rows),
+    "fp8 in blocks, rows by groups of 128": (in_blocks, rounded_groups),
+    "int4 per 128, then both in fp8": (
+        lambda weight: round_to_fp8(round_to_int4_groups(weight).dequantised().bfloat16()),
+        rounded_rows,
+    ),
+}
 
 
 @contextmanager
@@ -107,10 +117,10 @@ def rounded_pages(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def rounded_inputs(model: Any) -> Iterator[None]:
-    """Let the layers' linears round each row that they multiply."""
+def rounded_inputs(model: Any, round_rows: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the layers' linears round the rows that they multiply."""
     hooks = [
-        module.register_forward_pre_hook(lambda _module, inputs: (rounded_rows(inputs[0]),))
+        module.register_forward_pre_hook(lambda _module, inputs: (round_rows(inputs[0]),))
         for module in model.model.layers.modules()
         if isinstance(module, torch.nn.Linear)
     ]
@@ -122,15 +132,15 @@ def rounded_inputs(model: Any) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def distributions(model: Any, windows: Tensor) -> Tensor:
-    """windows: [N, 512] token ids -> log-probabilities of what follows, [N, 511, V] float32."""
-    rows = [model(window[None, :-1]).logits[0].float().log_softmax(-1) for window in windows]
-    return torch.stack(rows)
+def distributions(model: Any, windows: Tensor, last: int) -> Tensor:
+    """windows: [N, L] token ids -> log-probabilities of the last tokens, [N, last, V] float32."""
+    rows = [model(window[None, :-1], logits_to_keep=last).logits[0] for window in windows]
+    return torch.stack([row.float().log_softmax(-1) for row in rows])
 
 
 def compared(found: Tensor, plain: Tensor, windows: Tensor) -> dict[str, float]:
-    """Return what a format costs, by the distributions of both."""
-    targets = windows[:, 1:, None]
+    """Return what a format costs, by the distributions of both over the last tokens."""
+    targets = windows[:, -plain.shape[1] :, None]
     ours, exact = (item.gather(2, targets).squeeze(2).double() for item in (found, plain))
     difference = (ours - exact).abs()
     divergence = (plain.exp() * (plain - found)).sum(2, dtype=torch.float64)
@@ -160,17 +170,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--last", type=int)
+    parser.add_argument("--only")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = find_folder(options.model)
     text = "\n".join(path.read_text() for path in sorted(_DOCS.glob("*.md")))
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
-    windows = ids[: options.windows * _WINDOW].view(-1, _WINDOW)
+    windows = ids[: options.windows * options.window].view(-1, options.window)
+    last = options.last or options.window - 1
     auto: Any = AutoModelForCausalLM
     model = auto.from_pretrained(folder, dtype=torch.bfloat16)
-    half = distributions(model, windows)
+    half = distributions(model, windows, last)
     model = model.float()
-    plain = distributions(model, windows)
+    plain = distributions(model, windows, last)
     table: dict[str, dict[str, float]] = {}
 
     def note(name: str, found: Tensor) -> None:
@@ -178,18 +192,22 @@ def main() -> None:
         cells = "".join(f"{key} {value:9.4f}  " for key, value in row.items())
         print(f"{name:36}{cells}", flush=True)
 
-    print(f"{options.model}, {windows[:, 1:].numel()} tokens of documentation")
+    print(f"{options.model}, {last * len(windows)} tokens of documentation")
     note("plain", plain)
     note("bfloat16", half)
     del half
-    for name, round_to in (_WEIGHTS | _MULTIPLIED_IN_FP8).items():
+    formats = {name: (round_to, None) for name, round_to in _WEIGHTS.items()} | _MULTIPLIED_IN_FP8
+    for name, (round_to, round_rows) in formats.items():
+        if options.only not in {None, name}:
+            continue
         kept = weights_rounded(model, round_to)
-        with rounded_inputs(model) if name in _MULTIPLIED_IN_FP8 else nullcontext():
-            note(name, distributions(model, windows))
+        with rounded_inputs(model, round_rows) if round_rows else nullcontext():
+            note(name, distributions(model, windows, last))
         for module, values in kept.items():
             model.model.layers.get_submodule(module).weight.data = values
-    with rounded_pages(model):
-        note("keys and values in fp8", distributions(model, windows))
+    if options.only in {None, _PAGES}:
+        with rounded_pages(model):
+            note(_PAGES, distributions(model, windows, last))
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
 
