@@ -4,8 +4,8 @@
         [--only NAME] [--json FILE]
 
 The text is the project's own documentation, in windows of 512 tokens or as many as asked for, of
-which the last ones alone may count: what stands after thousands of others. Weights of the layers are
-rounded as a worker rounds them while loading, or as checkpoints in blocks have them; the head
+which the last ones alone may count: what stands after thousands of others. Weights of the layers
+are rounded as a worker rounds them while loading, or as checkpoints in blocks have them; the head
 stays. Keys and values are rounded per token and head, as pages of FP8 hold them, and rows where a
 GPU multiplies in FP8: those of FP8 weights but a lone one, and many at a time of four bits, whose
 weights are rounded to FP8 as well then. Everything is computed in float32, so that what is printed

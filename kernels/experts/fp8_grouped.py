@@ -92,9 +92,9 @@ def _store_rounded(acted, out, out_scales, target, some, cols, live, group, N, G
 def _fp8_grouped_kernel(
     x, x_scales, row_stride, group_stride, weight, scales, order, tiles, watch, out, out_scales, M,
     N, K: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, FEW: tl.constexpr,
-    BY_EXPERT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-    TURNED: tl.constexpr, BLOCK_OUT: tl.constexpr, GROUPED: tl.constexpr, ACT: tl.constexpr,
-    PDL: tl.constexpr,
+    BY_EXPERT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr, TURNED: tl.constexpr, BLOCK_OUT: tl.constexpr, GROUPED: tl.constexpr,
+    ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile's pairs times BLOCK_N outputs of their expert; see `_grouped_kernel`.
 

@@ -20,7 +20,7 @@ def load_by_row(x_scales, group_stride, rows, M, block):
 @triton.jit
 def load_by_output(scales, first, outputs, N, block, GROUPS: tl.constexpr, BLOCK_OUT: tl.constexpr,
                    ONE_SCALE: tl.constexpr):  # fmt: skip
-    """Load the scales of outputs from `first` on for a block of columns, one number if it is one."""
+    """Load the scales of outputs from `first` on for a block of columns, or the one they share."""
     if ONE_SCALE:
         scale = tl.load(scales + first // BLOCK_OUT * GROUPS + block)
     else:
@@ -32,11 +32,7 @@ def load_by_output(scales, first, outputs, N, block, GROUPS: tl.constexpr, BLOCK
 @triton.jit
 def multiplied(by_line, by_column, ONE_SCALE: tl.constexpr):
     """Return what a product is multiplied by, scales of its columns being one number or several."""
-    if ONE_SCALE:
-        factor = (by_line * by_column)[:, None]
-    else:
-        factor = by_line[:, None] * by_column[None, :]
-    return factor
+    return (by_line * by_column)[:, None] if ONE_SCALE else by_line[:, None] * by_column[None, :]
 
 
 @triton.jit

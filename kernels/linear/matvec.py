@@ -77,8 +77,8 @@ def matvec_kernel(
     """Compute GROUPS times ROWS outputs: norm in front, bias, gate and residual behind.
 
     Rounded weights have a scale per output, which is applied to the finished sums, or if BLOCK_OUT
-    is not 0 per block of so many outputs, which ROWS divides, and 128 columns: what a thread finds in
-    PART columns is scaled by it.
+    is not 0 per block of so many outputs, which ROWS divides, and 128 columns: what a thread finds
+    in PART columns is scaled by it.
 
     Weights do not depend on the previous kernel: AHEAD pieces, each of a group and a block of
     columns, are on their way before this one waits for its inputs, and as many stay so. The norm's
