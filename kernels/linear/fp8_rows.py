@@ -116,9 +116,7 @@ def fp8_rows_kernel(
         for offset in range(0, SPAN, BLOCK_K):
             block = tl.minimum((begin + offset) // BLOCK_K + 1, GROUPS - 1)
             next_by_row = load_by_row(x_scales, group_stride, rows, M, block)
-            next_by_out = load_by_output(
-                scales, col, cols, N, block, GROUPS, BLOCK_OUT, ONE_SCALE
-            )
+            next_by_out = load_by_output(scales, col, cols, N, block, GROUPS, BLOCK_OUT, ONE_SCALE)
             value = x.load([0, begin + offset])
             product = tl.dot(weight.load([col, begin + offset]), value.T)
             acc += product * multiplied(by_row, by_out, ONE_SCALE).T
