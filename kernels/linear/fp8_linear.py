@@ -17,11 +17,13 @@ from tokenbus.kernels.launch import (
     require,
     require_contiguous,
 )
+from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, multiply_blocks, takes_blocks
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, fp8_matmul_kernel
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, fp8_rows_kernel
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight, check_product, check_scales
 from tokenbus.kernels.linear.fp8_table import (
     MAX_GATED_ROWS,
+    choose_blocks_tuning,
     choose_matmul_tuning,
     choose_matvec_tuning,
     choose_rows_tuning,
@@ -120,7 +122,7 @@ def fp8_linear(
     *,
     block_outputs: int = 0,
     out_dtype: torch.dtype = torch.bfloat16,
-    tuning: RowsTuning | MatmulTuning | None = None,
+    tuning: RowsTuning | MatmulTuning | BlocksTuning | None = None,
 ) -> Tensor:
     """Multiply rows of e4m3 by an FP8 weight, with bias, gate and residual behind.
 
@@ -163,7 +165,13 @@ def fp8_linear(
         by_torch = out_dtype == torch.bfloat16 and values.is_cuda and not block_outputs
         if by_torch and is_wide(width_out):
             return _by_torch(x, values, scales, fusion.bias)
-        tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
+        if takes_blocks(values.device, out_dtype, block_outputs):
+            tuning = choose_blocks_tuning(num_rows, width_out)
+        else:
+            tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
+    if isinstance(tuning, BlocksTuning):
+        multiply_blocks(x, values, scales, block_outputs, fusion.bias, out, tuning)
+        return out
     _launch_matmul(x, values, scales, block_outputs, fusion.bias, out, tuning)
     return out
 

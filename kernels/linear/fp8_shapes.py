@@ -12,6 +12,7 @@ from tokenbus.kernels.quantize import FP8, GROUP
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
     from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
     from tokenbus.kernels.linear.fp8_rows import RowsTuning
     from tokenbus.kernels.linear.small_linear import Fusion
@@ -49,7 +50,7 @@ def check_scales(
     values: Tensor,
     scales: Tensor,
     block_outputs: int,
-    tuning: RowsTuning | MatmulTuning | None,
+    tuning: RowsTuning | MatmulTuning | BlocksTuning | None,
 ) -> None:
     """Raise KernelInputError for scales of other blocks than a step of the kernel has."""
     if not block_outputs:

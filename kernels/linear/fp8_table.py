@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokenbus.kernels.launch import ceil_div, next_power_of_2
+from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
 from tokenbus.kernels.linear.table import LinearRole, LinearTuning
@@ -98,6 +99,14 @@ def is_tall(num_rows: int, width_out: int, role: LinearRole, *, blocks: bool = F
 def is_wide(width_out: int) -> bool:
     """Say whether torch's product of more than 128 rows is faster."""
     return width_out >= _WIDE
+
+
+def choose_blocks_tuning(num_rows: int, width_out: int) -> BlocksTuning:
+    """Pick the tile of rows times blocks of a weight: tall ones where there are enough of them."""
+    tall = ceil_div(num_rows, 256) * ceil_div(width_out, GROUP)
+    if num_rows >= 512 and tall >= _PROCESSORS:
+        return BlocksTuning(256, 4, group=8)
+    return BlocksTuning(128, 5, group=8)
 
 
 def choose_matmul_tuning(num_rows: int, width_out: int, *, blocks: bool = False) -> MatmulTuning:
