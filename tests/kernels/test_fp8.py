@@ -239,7 +239,7 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device: Gluon has no interpreter")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
 @pytest.mark.parametrize("rows", [1, 130, 700])
 @pytest.mark.parametrize("tuning", [BlocksTuning(128, 3, 2), BlocksTuning(256, 2, 1)], ids=repr)
 def test_turns_of_warps_over_blocks_equal_twin(rows: int, tuning: BlocksTuning) -> None:
