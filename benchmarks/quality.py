@@ -1,7 +1,7 @@
 """What numbers of fewer bits cost a model: the same text under each format, computed in float32.
 
     python -P benchmarks/quality.py [--model NAME] [--windows N] [--window TOKENS] [--last TOKENS]
-        [--only NAME] [--json FILE]
+        [--only NAME] [--device NAME] [--kernels] [--json FILE]
 
 The text is the project's own documentation, in windows of 512 tokens or as many as asked for, of
 which the last ones alone may count: what stands after thousands of others. Weights of the layers
@@ -13,6 +13,10 @@ is the cost of the format and of no kernel: mean and largest difference of the t
 log-probabilities from those of the plain weights, the divergence of the distributions in nats, how
 often the first choice is the same, and perplexity. The line of bfloat16 is the plain model computed
 in bfloat16: what a format's cost may be compared with.
+
+With `--kernels` the engine itself scores the windows on a GPU, in bfloat16, rounding weights and
+pages: how far its own log-probabilities are from those of the plain weights, and how many times as
+far as those of the same format in float32.
 
 The demo model's file holds 4 bits in groups of 32: groups of 32 find these again, others do not.
 """
@@ -29,7 +33,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama import modeling_llama
 
+from tokenbus.engine.llm import LLM
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight
+from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import find_folder
 from tokenbus.engine.weights.rounding import (
     round_to_fp8,
@@ -88,6 +94,15 @@ _MULTIPLIED_IN_FP8: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], 
         lambda weight: round_to_fp8(round_to_int4_groups(weight).dequantised().bfloat16()),
         rounded_rows,
     ),
+}
+
+
+# Settings of an engine, and what it computes in float32.
+_BY_KERNELS: dict[str, dict[str, str]] = {
+    "bfloat16": {},
+    "fp8 per output, rows too": {"quantization": "fp8"},
+    "int4, scale and zero point per 128": {"quantization": "int4"},
+    _PAGES: {"kv_cache_dtype": "fp8"},
 }
 
 
@@ -154,6 +169,21 @@ def compared(found: Tensor, plain: Tensor, windows: Tensor) -> dict[str, float]:
     }
 
 
+def scored_by_engine(folder: Path, windows: Tensor, **settings: Any) -> Tensor:
+    """windows: [N, L] token ids -> what the engine gives all but the first of them, [N, L - 1]."""
+    engine = LLM(folder, max_model_len=2 * windows.shape[1], cuda_graphs=False, **settings).engine
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    for idx, window in enumerate(windows.tolist()):
+        engine.add(Request(idx, window, params))
+    scores = {}
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            if delta.prompt_logprobs is not None:
+                scores[delta.request_id] = [item.logprob for item in delta.prompt_logprobs[1:]]
+    engine.close()
+    return torch.tensor([scores[idx] for idx in range(len(windows))])
+
+
 @torch.inference_mode()
 def weights_rounded(model: Any, round_to: Callable[[Tensor], Any]) -> dict[str, Tensor]:
     """Round the layers' linears in place; return what they were."""
@@ -173,15 +203,17 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--last", type=int)
     parser.add_argument("--only")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = find_folder(options.model)
     text = "\n".join(path.read_text() for path in sorted(_DOCS.glob("*.md")))
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
-    windows = ids[: options.windows * options.window].view(-1, options.window)
+    windows = ids[: options.windows * options.window].view(-1, options.window).to(options.device)
     last = options.last or options.window - 1
     auto: Any = AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype=torch.bfloat16)
+    model = auto.from_pretrained(folder, dtype=torch.bfloat16).to(options.device)
     half = distributions(model, windows, last)
     model = model.float()
     plain = distributions(model, windows, last)
@@ -208,6 +240,14 @@ def main() -> None:
     if options.only in {None, _PAGES}:
         with rounded_pages(model):
             note(_PAGES, distributions(model, windows, last))
+    own = plain.gather(2, windows[:, -last:, None]).squeeze(2).cpu()
+    kinds = {key: _BY_KERNELS[key] for key in _BY_KERNELS if options.kernels and key in table}
+    for name, settings in kinds.items():
+        found = scored_by_engine(folder, windows, **settings)[:, -last:]
+        mean = float((found - own).abs().double().mean())
+        times = mean / table[name]["mean difference"]
+        table[f"{name}, by kernels"] = {"mean difference": mean, "times": times}
+        print(f"{name}, by kernels: mean difference {mean:.4f}, {times:.3f} times", flush=True)
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
 
