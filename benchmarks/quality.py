@@ -1,9 +1,11 @@
 """What numbers of fewer bits cost a model: the same text under each format, computed in float32.
 
-    python -P benchmarks/quality.py [--model NAME] [--windows N] [--json FILE]
+    python -P benchmarks/quality.py [--model NAME] [--windows N] [--window TOKENS] [--last TOKENS]
+        [--only NAME] [--device NAME] [--kernels] [--json FILE]
 
-The text is the project's own documentation, in windows of 512 tokens. Weights of the layers are
-rounded as a worker rounds them while loading, or as checkpoints in blocks have them; the head
+The text is the project's own documentation, in windows of 512 tokens or as many as asked for, of
+which the last ones alone may count: what stands after thousands of others. Weights of the layers
+are rounded as a worker rounds them while loading, or as checkpoints in blocks have them; the head
 stays. Keys and values are rounded per token and head, as pages of FP8 hold them, and rows where a
 GPU multiplies in FP8: those of FP8 weights but a lone one, and many at a time of four bits, whose
 weights are rounded to FP8 as well then. Everything is computed in float32, so that what is printed
@@ -11,6 +13,10 @@ is the cost of the format and of no kernel: mean and largest difference of the t
 log-probabilities from those of the plain weights, the divergence of the distributions in nats, how
 often the first choice is the same, and perplexity. The line of bfloat16 is the plain model computed
 in bfloat16: what a format's cost may be compared with.
+
+With `--kernels` the engine itself scores the windows on a GPU, in bfloat16, rounding weights and
+pages: how far its own log-probabilities are from those of the plain weights, and how many times as
+far as those of the same format in float32.
 
 The demo model's file holds 4 bits in groups of 32: groups of 32 find these again, others do not.
 """
@@ -27,7 +33,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama import modeling_llama
 
+from tokenbus.engine.llm import LLM
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight
+from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import find_folder
 from tokenbus.engine.weights.rounding import (
     round_to_fp8,
@@ -41,8 +49,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_WINDOW = 512
 _BLOCK = 128
+_PAGES = "keys and values in fp8"
 _DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -66,19 +74,36 @@ _WEIGHTS: dict[str, Callable[[Tensor], Any]] = {
     "int4, scale and low per 32": round_to_int4,
 }
 
-# What many rows are multiplied by on a GPU when they are rounded themselves.
-_MULTIPLIED_IN_FP8: dict[str, Callable[[Tensor], Any]] = {
-    "fp8 per output, rows too": round_to_fp8,
-    "int4 per 128, then both in fp8": lambda weight: round_to_fp8(
-        round_to_int4_groups(weight).dequantised().bfloat16()
-    ),
-}
-
 
 def rounded_rows(x: Tensor) -> Tensor:
     """Round the last axis to e4m3 with a scale of its own, and back."""
     scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-20) / 448
     return (x / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
+
+
+def rounded_groups(x: Tensor) -> Tensor:
+    """Round each 128 of the last axis to e4m3 with a scale of their own, and back."""
+    return torch.cat([rounded_rows(part) for part in x.split(_BLOCK, -1)], -1)
+
+
+# What many rows are multiplied by on a GPU, and how they are rounded themselves.
+_MULTIPLIED_IN_FP8: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Tensor]]] = {
+    "fp8 per output, rows too": (round_to_fp8, rounded_rows),
+    "fp8 in blocks, rows by groups of 128": (in_blocks, rounded_groups),
+    "int4 per 128, then both in fp8": (
+        lambda weight: round_to_fp8(round_to_int4_groups(weight).dequantised().bfloat16()),
+        rounded_rows,
+    ),
+}
+
+
+# Settings of an engine, and what it computes in float32.
+_BY_KERNELS: dict[str, dict[str, str]] = {
+    "bfloat16": {},
+    "fp8 per output, rows too": {"quantization": "fp8"},
+    "int4, scale and zero point per 128": {"quantization": "int4"},
+    _PAGES: {"kv_cache_dtype": "fp8"},
+}
 
 
 @contextmanager
@@ -107,10 +132,10 @@ def rounded_pages(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def rounded_inputs(model: Any) -> Iterator[None]:
-    """Let the layers' linears round each row that they multiply."""
+def rounded_inputs(model: Any, round_rows: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the layers' linears round the rows that they multiply."""
     hooks = [
-        module.register_forward_pre_hook(lambda _module, inputs: (rounded_rows(inputs[0]),))
+        module.register_forward_pre_hook(lambda _module, inputs: (round_rows(inputs[0]),))
         for module in model.model.layers.modules()
         if isinstance(module, torch.nn.Linear)
     ]
@@ -122,15 +147,15 @@ def rounded_inputs(model: Any) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def distributions(model: Any, windows: Tensor) -> Tensor:
-    """windows: [N, 512] token ids -> log-probabilities of what follows, [N, 511, V] float32."""
-    rows = [model(window[None, :-1]).logits[0].float().log_softmax(-1) for window in windows]
-    return torch.stack(rows)
+def distributions(model: Any, windows: Tensor, last: int) -> Tensor:
+    """windows: [N, L] token ids -> log-probabilities of the last tokens, [N, last, V] float32."""
+    rows = [model(window[None, :-1], logits_to_keep=last).logits[0] for window in windows]
+    return torch.stack([row.float().log_softmax(-1) for row in rows])
 
 
 def compared(found: Tensor, plain: Tensor, windows: Tensor) -> dict[str, float]:
-    """Return what a format costs, by the distributions of both."""
-    targets = windows[:, 1:, None]
+    """Return what a format costs, by the distributions of both over the last tokens."""
+    targets = windows[:, -plain.shape[1] :, None]
     ours, exact = (item.gather(2, targets).squeeze(2).double() for item in (found, plain))
     difference = (ours - exact).abs()
     divergence = (plain.exp() * (plain - found)).sum(2, dtype=torch.float64)
@@ -142,6 +167,21 @@ def compared(found: Tensor, plain: Tensor, windows: Tensor) -> dict[str, float]:
         "same first choice": float(same.double().mean()),
         "perplexity": float((-ours.mean()).exp()),
     }
+
+
+def scored_by_engine(folder: Path, windows: Tensor, **settings: Any) -> Tensor:
+    """windows: [N, L] token ids -> what the engine gives all but the first of them, [N, L - 1]."""
+    engine = LLM(folder, max_model_len=2 * windows.shape[1], cuda_graphs=False, **settings).engine
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    for idx, window in enumerate(windows.tolist()):
+        engine.add(Request(idx, window, params))
+    scores = {}
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            if delta.prompt_logprobs is not None:
+                scores[delta.request_id] = [item.logprob for item in delta.prompt_logprobs[1:]]
+    engine.close()
+    return torch.tensor([scores[idx] for idx in range(len(windows))])
 
 
 @torch.inference_mode()
@@ -160,17 +200,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--windows", type=int, default=6)
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--last", type=int)
+    parser.add_argument("--only")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = find_folder(options.model)
     text = "\n".join(path.read_text() for path in sorted(_DOCS.glob("*.md")))
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
-    windows = ids[: options.windows * _WINDOW].view(-1, _WINDOW)
+    windows = ids[: options.windows * options.window].view(-1, options.window).to(options.device)
+    last = options.last or options.window - 1
     auto: Any = AutoModelForCausalLM
-    model = auto.from_pretrained(folder, dtype=torch.bfloat16)
-    half = distributions(model, windows)
+    model = auto.from_pretrained(folder, dtype=torch.bfloat16).to(options.device)
+    half = distributions(model, windows, last)
     model = model.float()
-    plain = distributions(model, windows)
+    plain = distributions(model, windows, last)
     table: dict[str, dict[str, float]] = {}
 
     def note(name: str, found: Tensor) -> None:
@@ -178,18 +224,30 @@ def main() -> None:
         cells = "".join(f"{key} {value:9.4f}  " for key, value in row.items())
         print(f"{name:36}{cells}", flush=True)
 
-    print(f"{options.model}, {windows[:, 1:].numel()} tokens of documentation")
+    print(f"{options.model}, {last * len(windows)} tokens of documentation")
     note("plain", plain)
     note("bfloat16", half)
     del half
-    for name, round_to in (_WEIGHTS | _MULTIPLIED_IN_FP8).items():
+    formats = {name: (round_to, None) for name, round_to in _WEIGHTS.items()} | _MULTIPLIED_IN_FP8
+    for name, (round_to, round_rows) in formats.items():
+        if options.only not in {None, name}:
+            continue
         kept = weights_rounded(model, round_to)
-        with rounded_inputs(model) if name in _MULTIPLIED_IN_FP8 else nullcontext():
-            note(name, distributions(model, windows))
+        with rounded_inputs(model, round_rows) if round_rows else nullcontext():
+            note(name, distributions(model, windows, last))
         for module, values in kept.items():
             model.model.layers.get_submodule(module).weight.data = values
-    with rounded_pages(model):
-        note("keys and values in fp8", distributions(model, windows))
+    if options.only in {None, _PAGES}:
+        with rounded_pages(model):
+            note(_PAGES, distributions(model, windows, last))
+    own = plain.gather(2, windows[:, -last:, None]).squeeze(2).cpu()
+    kinds = {key: _BY_KERNELS[key] for key in _BY_KERNELS if options.kernels and key in table}
+    for name, settings in kinds.items():
+        found = scored_by_engine(folder, windows, **settings)[:, -last:]
+        mean = float((found - own).abs().double().mean())
+        times = mean / table[name]["mean difference"]
+        table[f"{name}, by kernels"] = {"mean difference": mean, "times": times}
+        print(f"{name}, by kernels: mean difference {mean:.4f}, {times:.3f} times", flush=True)
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
 

@@ -90,11 +90,11 @@ def _store_rounded(acted, out, out_scales, target, some, cols, live, group, N, G
 
 @triton.jit(do_not_specialize=["M"])
 def _fp8_grouped_kernel(
-    x, x_scales, weight, scales, order, tiles, watch, out, out_scales, M, N, K: tl.constexpr,
-    TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, FEW: tl.constexpr, BY_EXPERT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-    TURNED: tl.constexpr, BLOCK_OUT: tl.constexpr, GROUPED: tl.constexpr, ACT: tl.constexpr,
-    PDL: tl.constexpr,
+    x, x_scales, row_stride, group_stride, weight, scales, order, tiles, watch, out, out_scales, M,
+    N, K: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, FEW: tl.constexpr,
+    BY_EXPERT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr, TURNED: tl.constexpr, BLOCK_OUT: tl.constexpr, GROUPED: tl.constexpr,
+    ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute a tile's pairs times BLOCK_N outputs of their expert; see `_grouped_kernel`.
 
@@ -122,7 +122,6 @@ def _fp8_grouped_kernel(
     cols = col + tl.arange(0, BLOCK_N)
     live = cols < N
     rows = top + cols
-    GROUPS: tl.constexpr = (K + _GROUP - 1) // _GROUP
     lines = x + source.to(tl.int64)[:, None] * K
     acc = tl.zeros([BLOCK_N, BLOCK_M] if TURNED else [BLOCK_M, BLOCK_N], tl.float32)
     acc_up = tl.zeros_like(acc)
@@ -131,7 +130,8 @@ def _fp8_grouped_kernel(
         value = tl.load(lines + k[None, :], mask=some[:, None] & (k < K)[None, :], other=0.0)
         if GROUPED:
             step = start // BLOCK_K
-            by_pair = tl.load(x_scales + source * GROUPS + step, mask=some, other=0.0)
+            by_group = x_scales + step * group_stride
+            by_pair = tl.load(by_group + source * row_stride, mask=some, other=0.0)
             if BLOCK_OUT == 0:
                 by_output = tl.full([BLOCK_N], 1.0, tl.float32)
             else:
@@ -191,6 +191,8 @@ def _launch(
     _fp8_grouped_kernel[(listed.num_tiles * ceil_div(width_out, tuning.block_n),)](
         x.values,
         x.scales,
+        x.scales.stride(0),
+        x.group_stride,
         TensorDescriptor.from_tensor(stack.values, [tuning.block_n, tuning.block_k]),
         stack.scales,
         listed.order,
@@ -239,7 +241,7 @@ def fp8_experts_up(
     """
     require(act in KINDS, f"unknown activation {act!r}, have {KINDS}")
     gate_up.check_product(x.values.shape[1], 2 * inner)
-    require_contiguous(x=x.values, x_scales=x.scales)
+    require_contiguous(x=x.values)
     tuning = tuning or fp8_up_tuning(work.tile_rows)
     require(tuning.block_n == GROUP, f"a program has {GROUP} outputs, which share a scale")
     pairs, device = num_pairs(work), x.values.device
@@ -266,7 +268,7 @@ def fp8_experts_down(
     Raises: KernelInputError on other shapes.
     """
     down.check_product(x.values.shape[1], width)
-    require_contiguous(x=x.values, x_scales=x.scales)
+    require_contiguous(x=x.values)
     out = torch.empty(num_pairs(work), width, dtype=out_dtype, device=x.values.device)
     _launch(x, down, work, out, None, tuning or fp8_down_tuning(work.tile_rows), "none")
     return out

@@ -17,11 +17,13 @@ from tokenbus.kernels.launch import (
     require,
     require_contiguous,
 )
+from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, multiply_blocks, takes_blocks
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, fp8_matmul_kernel
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, fp8_rows_kernel
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight, check_product, check_scales
 from tokenbus.kernels.linear.fp8_table import (
     MAX_GATED_ROWS,
+    choose_blocks_tuning,
     choose_matmul_tuning,
     choose_matvec_tuning,
     choose_rows_tuning,
@@ -50,7 +52,7 @@ def _arrivals(device: torch.device) -> Tensor:
 def fits_matvec(num_outputs: int, num_inputs: int, fusion: Fusion, block_outputs: int) -> bool:
     """Say whether `fp8_matvec` takes a weight: with a scale per block, programs fill blocks."""
     width_out = num_outputs // (2 if fusion.act else 1)
-    tuning = choose_matvec_tuning(num_inputs, width_out, fusion.role, blocks=block_outputs > 0)
+    tuning = choose_matvec_tuning(num_inputs, width_out, fusion.role)
     return not block_outputs or block_outputs % tuning.block_n == width_out % tuning.block_n == 0
 
 
@@ -77,9 +79,7 @@ def fp8_matvec(
     require(num_rows == 1, f"{num_rows} rows, this takes one")
     check_product(x, values, fusion, width_out)
     require_contiguous(norm=fusion.norm_weight)
-    chosen = tuning or choose_matvec_tuning(
-        width_in, width_out, fusion.role, blocks=block_outputs > 0
-    )
+    chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
     check_fp8_weight(values, scales, block_outputs)
     if block_outputs:
         parts = f"{block_outputs} outputs a block, {width_out} in all, programs of {chosen.block_n}"
@@ -122,7 +122,7 @@ def fp8_linear(
     *,
     block_outputs: int = 0,
     out_dtype: torch.dtype = torch.bfloat16,
-    tuning: RowsTuning | MatmulTuning | None = None,
+    tuning: RowsTuning | MatmulTuning | BlocksTuning | None = None,
 ) -> Tensor:
     """Multiply rows of e4m3 by an FP8 weight, with bias, gate and residual behind.
 
@@ -165,7 +165,13 @@ def fp8_linear(
         by_torch = out_dtype == torch.bfloat16 and values.is_cuda and not block_outputs
         if by_torch and is_wide(width_out):
             return _by_torch(x, values, scales, fusion.bias)
-        tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
+        if takes_blocks(values.device, out_dtype, block_outputs):
+            tuning = choose_blocks_tuning(num_rows, width_out)
+        else:
+            tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
+    if isinstance(tuning, BlocksTuning):
+        multiply_blocks(x, values, scales, block_outputs, fusion.bias, out, tuning)
+        return out
     _launch_matmul(x, values, scales, block_outputs, fusion.bias, out, tuning)
     return out
 
@@ -206,6 +212,7 @@ def _launch_matmul(
     fp8_matmul_kernel[(min(programs, tiles),)](
         _described(x, tuning.block_m, tuning.block_k),
         x.scales,
+        x.group_stride,
         TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
         scales,
         bias,
@@ -216,8 +223,8 @@ def _launch_matmul(
         BLOCK_M=tuning.block_m,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
-        BLOCKS=tuning.blocks,
         BLOCK_OUT=block_outputs,
+        ONE_SCALE=block_outputs > 0 and block_outputs % tuning.block_n == 0,
         GROUP=tuning.group,
         PROGRAMS=programs,
         HALVES=tuning.halves,
@@ -242,6 +249,9 @@ def _launch_rows(
     require(num_rows <= MAX_GATED_ROWS, f"{num_rows} rows, this takes {MAX_GATED_ROWS}")
     height = next_power_of_2(max(num_rows, 16))
     tiles = ceil_div(width_out, tuning.block_n)
+    # What a gate multiplies begins in the middle of a tile if tiles do not divide the outputs.
+    one_scale = block_outputs > 0 and block_outputs % tuning.block_n == 0
+    one_scale &= fusion.act is None or width_out % tuning.block_n == 0
     parts = arrivals = None
     if tuning.splits > 1:
         require(tiles <= _MAX_TILES, f"{tiles} tiles share columns")
@@ -252,6 +262,7 @@ def _launch_rows(
     fp8_rows_kernel[(tiles, tuning.splits)](
         _described(x, height, tuning.block_k),
         x.scales,
+        x.group_stride,
         TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
         scales,
         fusion.bias,
@@ -265,10 +276,9 @@ def _launch_rows(
         ROWS=height,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
-        BLOCKS=tuning.blocks,
         BLOCK_OUT=block_outputs,
+        ONE_SCALE=one_scale,
         SPLITS=tuning.splits,
-        STAGES=tuning.stages,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,
         ACT=fusion.act or "none",

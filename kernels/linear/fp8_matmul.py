@@ -1,8 +1,6 @@
 """FP8 matrix products of many rows: e4m3 times e4m3, a scale per row and per output."""
 
-# Triton unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
-# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
+from tokenbus.kernels.linear.block_scales import load_by_output, load_by_row, multiplied
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +18,8 @@ class MatmulTuning:
 
     stages: steps in flight. group: row tiles that are worked on together, so that their weights are
     read from the L2 cache. halves: the tile is written in two halves, which takes half the memory
-    beside the steps in flight. programs: on a multiprocessor at a time; one adds up what another
-    multiplies. blocks: blocks of columns with a scale each per step, of whose products none waits
-    for another.
+    beside the steps in flight. programs: on a multiprocessor at a time; with a scale per block one
+    adds up what another multiplies.
     """
 
     block_m: int
@@ -32,7 +30,6 @@ class MatmulTuning:
     group: int = 8
     halves: bool = True
     programs: int = 1
-    blocks: int = 1
 
 
 @triton.jit
@@ -50,17 +47,17 @@ def _finish(acc, row_scales, scales, bias, first, N, BLOCK_N: tl.constexpr,
 
 @triton.jit(do_not_specialize=["M"])
 def fp8_matmul_kernel(
-    x, x_scales, weight, scales, bias, out, M, N, K: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_OUT: tl.constexpr,
-    GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
-    HALVES: tl.constexpr, HAS_BIAS: tl.constexpr, PDL: tl.constexpr,
+    x, x_scales, group_stride, weight, scales, bias, out, M, N, K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    ONE_SCALE: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr, HALVES: tl.constexpr,
+    HAS_BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [M, N] outputs tile by tile; x, weight and out are tensor descriptors.
 
     Programs stay for several tiles, so that one is written while the next is fetched. What lies
     beyond an edge arrives as zeros and is not written. If BLOCK_OUT is not 0, scales are those of
     blocks of so many outputs and BLOCK_K columns, x_scales of rows and BLOCK_K columns, and every
-    step's product is scaled by itself.
+    step's product is scaled by itself, by numbers that were asked for a step before.
     """
     release_successor(PDL)
     GROUPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
@@ -75,30 +72,24 @@ def fp8_matmul_kernel(
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         rows = row + tl.arange(0, BLOCK_M)
         outs = col + tl.arange(0, BLOCK_N)
-        for step in range((GROUPS + BLOCKS - 1) // BLOCKS):
-            if BLOCK_OUT == 0:
+        if BLOCK_OUT == 0:
+            for step in range(GROUPS):
                 value = x.load([row, step * BLOCK_K])
                 w = weight.load([col, step * BLOCK_K])
                 acc = tl.dot(value, w.T, acc)
-            else:
-                products = ()
-                for part in tl.static_range(BLOCKS):
-                    block = step * BLOCKS + part
-                    value = x.load([row, block * BLOCK_K])
-                    w = weight.load([col, block * BLOCK_K])
-                    products += (tl.dot(value, w.T),)
-                for part in tl.static_range(BLOCKS):
-                    # Beyond the last block all numbers are zero.
-                    block = tl.minimum(step * BLOCKS + part, GROUPS - 1)
-                    by_row = tl.load(x_scales + rows * GROUPS + block, mask=rows < M, other=0.0)
-                    if BLOCK_OUT % BLOCK_N == 0:
-                        # The tile lies in one block: its scale goes into those of the rows.
-                        by_row *= tl.load(scales + col // BLOCK_OUT * GROUPS + block)
-                        acc += products[part] * by_row[:, None]
-                    else:
-                        by_out = scales + outs // BLOCK_OUT * GROUPS + block
-                        by_out = tl.load(by_out, mask=outs < N, other=0.0)
-                        acc += products[part] * by_row[:, None] * by_out[None, :]
+        else:
+            by_row = load_by_row(x_scales, group_stride, rows, M, 0)
+            by_out = load_by_output(scales, col, outs, N, 0, GROUPS, BLOCK_OUT, ONE_SCALE)
+            for step in range(GROUPS):
+                following = tl.minimum(step + 1, GROUPS - 1)
+                next_by_row = load_by_row(x_scales, group_stride, rows, M, following)
+                next_by_out = load_by_output(
+                    scales, col, outs, N, following, GROUPS, BLOCK_OUT, ONE_SCALE
+                )
+                value = x.load([row, step * BLOCK_K])
+                w = weight.load([col, step * BLOCK_K])
+                acc += tl.dot(value, w.T) * multiplied(by_row, by_out, ONE_SCALE)
+                by_row, by_out = next_by_row, next_by_out
         row_scales = None
         if BLOCK_OUT == 0:
             row_scales = tl.load(x_scales + rows, mask=rows < M, other=0.0)

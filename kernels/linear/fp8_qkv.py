@@ -23,6 +23,7 @@ from tokenbus.kernels.launch import (
     require_contiguous,
     wait_for_inputs,
 )
+from tokenbus.kernels.linear.block_scales import PART, load_parts, part_sums
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.page_scales import check_page_dtypes
 from tokenbus.kernels.quantize import magnitude, page_number, scales_of_top
@@ -121,13 +122,10 @@ def _qkv_row_kernel(
     weight += outputs.to(tl.int64)[:, None] * K
     if BLOCK_OUT == 0:
         by_out = tl.load(scales + outputs)
-    else:
-        COLUMNS: tl.constexpr = (K + 127) // 128
-        scales += head * D // BLOCK_OUT * COLUMNS
     if HAS_BIAS:
         shift = tl.load(bias + outputs).to(tl.float32)
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
-    acc = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    acc = tl.zeros([ROWS, BLOCK_K if BLOCK_OUT == 0 else BLOCK_K // PART], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
     for block in tl.static_range(BLOCKS):
         k = block * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -137,7 +135,7 @@ def _qkv_row_kernel(
         w = tl.load(weight + k[None, :], mask=in_k[None, :], other=0.0,
                     eviction_policy="evict_first")  # fmt: skip
         if BLOCK_OUT > 0:
-            by_column = tl.load(scales + tl.minimum(k // 128, COLUMNS - 1))
+            by_part = load_parts(scales, head * D // BLOCK_OUT, block, K, BLOCK_K)
         if HAS_NORM:
             scale = tl.load(norm_weight + k, mask=in_k, other=0.0).to(tl.float32)
         if block == 0:
@@ -148,9 +146,10 @@ def _qkv_row_kernel(
         if HAS_NORM:
             squares += value * value
             value *= scale
-        if BLOCK_OUT > 0:
-            value *= by_column
-        acc += w.to(tl.float32) * value[None, :]
+        if BLOCK_OUT == 0:
+            acc += w.to(tl.float32) * value[None, :]
+        else:
+            acc += part_sums(w, value[None, :]) * by_part[None, :]
     y = tl.sum(acc, axis=1)
     if BLOCK_OUT == 0:
         y *= by_out

@@ -1,8 +1,6 @@
 """FP8 matrix products of few rows: the weights are the tall operand, read once for all rows."""
 
-# Triton unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
-# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,6 +10,12 @@ import triton.language as tl
 
 from tokenbus.kernels.activation import gate
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
+from tokenbus.kernels.linear.block_scales import (
+    fetch_early,
+    load_by_output,
+    load_by_row,
+    multiplied,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +23,7 @@ class RowsTuning:
     """How one shape is laid out: outputs and columns per step of a program.
 
     stages: steps in flight. splits: programs that share the columns of one tile; the last of them
-    to end adds up what all found. blocks: blocks of columns with a scale each per step, of whose
-    products none waits for another.
+    to end adds up what all found.
     """
 
     block_n: int
@@ -28,7 +31,6 @@ class RowsTuning:
     num_warps: int
     stages: int
     splits: int = 1
-    blocks: int = 1
 
 
 @triton.jit
@@ -52,22 +54,22 @@ def _sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.conste
 
 @triton.jit(do_not_specialize=["M"])
 def fp8_rows_kernel(
-    x, x_scales, weight, scales, bias, residual, out, parts, arrivals, M, N,
+    x, x_scales, group_stride, weight, scales, bias, residual, out, parts, arrivals, M, N,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCKS: tl.constexpr, BLOCK_OUT: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, ONE_SCALE: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [M, BLOCK_N] outputs: bias, gate and residual behind; x, weight are descriptors.
 
     With splits every program has the columns of one part; a gate has no splits. If BLOCK_OUT is not
     0, scales are those of blocks of so many outputs and BLOCK_K columns, x_scales of rows and
-    BLOCK_K columns, and every step's product is scaled by itself.
+    BLOCK_K columns, and every step's product is scaled by itself, by numbers that were asked for a
+    step before.
     """
     release_successor(PDL)
     tile = tl.program_id(0)
     col = tile * BLOCK_N
-    STEP: tl.constexpr = BLOCK_K * BLOCKS
-    SPAN: tl.constexpr = (K + SPLITS * STEP - 1) // (SPLITS * STEP) * STEP
+    SPAN: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
     begin = tl.program_id(1) * SPAN
     acc = tl.zeros([BLOCK_N, ROWS], tl.float32)
     acc_up = tl.zeros([BLOCK_N, ROWS], tl.float32)
@@ -79,6 +81,10 @@ def fp8_rows_kernel(
     mask = live[:, None] & some[None, :]
     place = rows[None, :].to(tl.int64) * N + cols[:, None]
     GROUPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    if BLOCK_OUT > 0:
+        fetch_early(scales, col, GROUPS, BLOCK_OUT, PDL)
+        if ACT != "none":
+            fetch_early(scales, N + col, GROUPS, BLOCK_OUT, PDL)
     if BLOCK_OUT == 0:
         scale_out = tl.load(scales + cols, mask=live, other=0.0)[:, None]
         if ACT != "none":
@@ -92,33 +98,36 @@ def fp8_rows_kernel(
         by_row = tl.load(x_scales + rows, mask=some, other=0.0)[None, :]
     if HAS_RESIDUAL and SPLITS == 1:
         earlier = tl.load(residual + place, mask=mask, other=0.0)
-    for offset in tl.range(0, SPAN, STEP, num_stages=STAGES):
-        if BLOCK_OUT == 0:
+    if BLOCK_OUT == 0:
+        for offset in range(0, SPAN, BLOCK_K):
             value = x.load([0, begin + offset])
             acc = tl.dot(weight.load([col, begin + offset]), value.T, acc)
             if ACT != "none":
                 acc_up = tl.dot(weight.load([N + col, begin + offset]), value.T, acc_up)
-        else:
-            products = ()
-            for part in tl.static_range(BLOCKS):
-                start = begin + offset + part * BLOCK_K
-                value = x.load([0, start])
-                product = tl.dot(weight.load([col, start]), value.T)
-                products += (product,)
-                if ACT != "none":
-                    products += (tl.dot(weight.load([N + col, start]), value.T),)
-            for part in tl.static_range(BLOCKS):
-                # A part may reach beyond the last block, where all weights are zero.
-                block = tl.minimum((begin + offset) // BLOCK_K + part, GROUPS - 1)
-                by_row = tl.load(x_scales + rows * GROUPS + block, mask=some, other=0.0)[None, :]
-                by_out = tl.load(scales + cols // BLOCK_OUT * GROUPS + block, mask=live, other=0.0)
-                if ACT == "none":
-                    acc += products[part] * by_out[:, None] * by_row
-                else:
-                    acc += products[2 * part] * by_out[:, None] * by_row
-                    up_block = scales + (N + cols) // BLOCK_OUT * GROUPS + block
-                    by_up = tl.load(up_block, mask=live, other=0.0)
-                    acc_up += products[2 * part + 1] * by_up[:, None] * by_row
+    else:
+        # A part may reach beyond the last block, where all weights are zero.
+        block = tl.minimum(begin // BLOCK_K, GROUPS - 1)
+        by_row = load_by_row(x_scales, group_stride, rows, M, block)
+        by_out = load_by_output(scales, col, cols, N, block, GROUPS, BLOCK_OUT, ONE_SCALE)
+        if ACT != "none":
+            by_up = load_by_output(
+                scales, N + col, N + cols, 2 * N, block, GROUPS, BLOCK_OUT, ONE_SCALE
+            )
+        for offset in range(0, SPAN, BLOCK_K):
+            block = tl.minimum((begin + offset) // BLOCK_K + 1, GROUPS - 1)
+            next_by_row = load_by_row(x_scales, group_stride, rows, M, block)
+            next_by_out = load_by_output(scales, col, cols, N, block, GROUPS, BLOCK_OUT, ONE_SCALE)
+            value = x.load([0, begin + offset])
+            product = tl.dot(weight.load([col, begin + offset]), value.T)
+            acc += product * multiplied(by_row, by_out, ONE_SCALE).T
+            if ACT != "none":
+                next_by_up = load_by_output(
+                    scales, N + col, N + cols, 2 * N, block, GROUPS, BLOCK_OUT, ONE_SCALE
+                )
+                product = tl.dot(weight.load([N + col, begin + offset]), value.T)
+                acc_up += product * multiplied(by_row, by_up, ONE_SCALE).T
+                by_up = next_by_up
+            by_row, by_out = next_by_row, next_by_out
     is_last = True
     if SPLITS > 1:
         offs = tl.arange(0, ROWS)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]

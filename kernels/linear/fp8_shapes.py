@@ -12,6 +12,7 @@ from tokenbus.kernels.quantize import FP8, GROUP
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
     from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
     from tokenbus.kernels.linear.fp8_rows import RowsTuning
     from tokenbus.kernels.linear.small_linear import Fusion
@@ -49,7 +50,7 @@ def check_scales(
     values: Tensor,
     scales: Tensor,
     block_outputs: int,
-    tuning: RowsTuning | MatmulTuning | None,
+    tuning: RowsTuning | MatmulTuning | BlocksTuning | None,
 ) -> None:
     """Raise KernelInputError for scales of other blocks than a step of the kernel has."""
     if not block_outputs:
@@ -60,5 +61,6 @@ def check_scales(
     require(scales.shape == blocks, f"scales of shape {tuple(scales.shape)}, blocks are {blocks}")
     rows = (x.values.shape[0], num_groups)
     require(x.scales.shape == rows, f"x has scales {tuple(x.scales.shape)}, not {rows}")
-    require_contiguous(x_scales=x.scales, scales=scales)
+    require_contiguous(scales=scales)
+    require(x.scales.stride(0) == 1, "scales of a group are not side by side")
     require(tuning is None or tuning.block_k == GROUP, f"a step of blocks has {GROUP} columns")

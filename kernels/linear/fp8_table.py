@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokenbus.kernels.launch import ceil_div, next_power_of_2
+from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
 from tokenbus.kernels.linear.table import LinearRole, LinearTuning
@@ -33,10 +34,8 @@ _TILES = (
 )
 
 
-def choose_matvec_tuning(
-    width_in: int, width_out: int, role: LinearRole, *, blocks: bool = False
-) -> LinearTuning:
-    """Pick the layout for one row; a warp with rows of its own would load scales of `blocks` often.
+def choose_matvec_tuning(width_in: int, width_out: int, role: LinearRole) -> LinearTuning:
+    """Pick the layout for one row.
 
     Before a sum: in a step of the 8B shape, which is 2,720 us, programs of 8 outputs that all find
     a place at once take 95 us less in `o` than twice as many of 4; whole rows for a warp and ten
@@ -50,7 +49,7 @@ def choose_matvec_tuning(
     if role is LinearRole.RESIDUAL and width_in == 4096:
         return LinearTuning(8, 1024, 4)
     # Of more inputs the compiler has no registers for the pieces.
-    if role is LinearRole.RESIDUAL and 8192 <= width_in <= 16384 and not blocks:
+    if role is LinearRole.RESIDUAL and 8192 <= width_in <= 16384:
         return LinearTuning(4, 512, 4, groups=2, ahead=10, by_warp=True)
     return LinearTuning(2 if width_in >= 8192 else 4, 2048, 4)
 
@@ -100,6 +99,14 @@ def is_tall(num_rows: int, width_out: int, role: LinearRole, *, blocks: bool = F
 def is_wide(width_out: int) -> bool:
     """Say whether torch's product of more than 128 rows is faster."""
     return width_out >= _WIDE
+
+
+def choose_blocks_tuning(num_rows: int, width_out: int) -> BlocksTuning:
+    """Pick the tile of rows times blocks of a weight: tall ones where there are enough of them."""
+    tall = ceil_div(num_rows, 256) * ceil_div(width_out, GROUP)
+    if num_rows >= 512 and tall >= _PROCESSORS:
+        return BlocksTuning(256, 4, group=8)
+    return BlocksTuning(128, 5, group=8)
 
 
 def choose_matmul_tuning(num_rows: int, width_out: int, *, blocks: bool = False) -> MatmulTuning:

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from tokenbus.kernels.activation import gate
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
+from tokenbus.kernels.linear.block_scales import PART, load_parts, part_sums
 
 
 @triton.jit
@@ -31,20 +32,18 @@ def _load_weights(weight, group, block, N, K: tl.constexpr, ROWS: tl.constexpr,
 @triton.jit
 def _load_columns(scales, group, block, N, K: tl.constexpr, ROWS: tl.constexpr,
                   BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
-    """Load the scales of the blocks that some outputs lie in, by columns, and of those they gate.
+    """Load the scales of the blocks that some outputs lie in, by parts, and of those they gate.
 
     1 where weights have none, or one per output.
     """
     if BLOCK_OUT == 0:
         scale, scale_up = 1.0, 1.0
     else:
-        COLUMNS: tl.constexpr = (K + 127) // 128
-        at = tl.minimum((block * BLOCK_K + tl.arange(0, BLOCK_K)) // 128, COLUMNS - 1)
         first = tl.minimum(group * ROWS, N - 1)
-        scale = tl.load(scales + first // BLOCK_OUT * COLUMNS + at)
+        scale = load_parts(scales, first // BLOCK_OUT, block, K, BLOCK_K)
         scale_up = scale
         if ACT != "none":
-            scale_up = tl.load(scales + (N + first) // BLOCK_OUT * COLUMNS + at)
+            scale_up = load_parts(scales, (N + first) // BLOCK_OUT, block, K, BLOCK_K)
     return scale, scale_up
 
 
@@ -78,7 +77,8 @@ def matvec_kernel(
     """Compute GROUPS times ROWS outputs: norm in front, bias, gate and residual behind.
 
     Rounded weights have a scale per output, which is applied to the finished sums, or if BLOCK_OUT
-    is not 0 per block of so many outputs, which ROWS divides, and 128 columns: x is scaled by it.
+    is not 0 per block of so many outputs, which ROWS divides, and 128 columns: what a thread finds
+    in PART columns is scaled by it.
 
     Weights do not depend on the previous kernel: AHEAD pieces, each of a group and a block of
     columns, are on their way before this one waits for its inputs, and as many stay so. The norm's
@@ -90,8 +90,8 @@ def matvec_kernel(
     offs = tl.arange(0, BLOCK_K)
     BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     # The sums of each group, the squares of x, and the pieces on their way.
-    zeros = tl.zeros([ROWS, BLOCK_K], tl.float32)
-    squares = zeros if BY_WARP else tl.zeros([BLOCK_K], tl.float32)
+    zeros = tl.zeros([ROWS, BLOCK_K if BLOCK_OUT == 0 else BLOCK_K // PART], tl.float32)
+    squares = tl.zeros([ROWS, BLOCK_K] if BY_WARP else [BLOCK_K], tl.float32)
     sums = ()
     coming = ()
     ends = ()
@@ -130,19 +130,19 @@ def matvec_kernel(
         if not BY_WARP:
             value = value[None, :]
         for turn in tl.static_range(GROUPS):
-            w, w_up, by_column, by_column_up = coming[0]
+            w, w_up, by_part, by_part_up = coming[0]
             coming = coming[1:]
             acc, acc_up = sums[0]
             sums = sums[1:]
             if BLOCK_OUT == 0:
                 acc += w.to(tl.float32) * value
             else:
-                acc += w.to(tl.float32) * (value * by_column[None, :])
+                acc += part_sums(w, value) * by_part[None, :]
             if ACT != "none":
                 if BLOCK_OUT == 0:
                     acc_up += w_up.to(tl.float32) * value
                 else:
-                    acc_up += w_up.to(tl.float32) * (value * by_column_up[None, :])
+                    acc_up += part_sums(w_up, value) * by_part_up[None, :]
             sums += ((acc, acc_up),)
             if block * GROUPS + turn + AHEAD < GROUPS * BLOCKS:
                 coming += (

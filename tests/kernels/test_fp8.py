@@ -14,6 +14,7 @@ from models.paged_batch import DEVICE, HALF, assert_close
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.launch import KernelInputError
+from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
@@ -230,13 +231,32 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
     exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
     fusion = Fusion(bias=randn(num_outputs, seed=2), act="silu" if is_gate else None)
     expected = reference.fused_linear(exact, weight, bias=fusion.bias, act=fusion.act)
-    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2, blocks=2)
-    for tuning in (None, several if rows <= 128 else MatmulTuning(128, 128, 128, 8, 2, blocks=2)):
+    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2)
+    for tuning in (None, several if rows <= 128 else MatmulTuning(128, 128, 128, 8, 2)):
         got = fp8_linear(
             x, values, blocks, fusion, block_outputs=block_outputs, out_dtype=torch.float32,
             tuning=tuning,
         )  # fmt: skip
         assert ((got - expected).norm() / expected.norm()).item() < 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
+@pytest.mark.parametrize("rows", [1, 130, 700])
+@pytest.mark.parametrize("tuning", [BlocksTuning(128, 3, 2), BlocksTuning(256, 2, 1)], ids=repr)
+def test_turns_of_warps_over_blocks_equal_twin(rows: int, tuning: BlocksTuning) -> None:
+    """Tiles of several turns, cut ones at every edge, and a bias behind."""
+    width_in, width_out = 1360, 2000
+    values = rounded(randn(width_out, width_in, seed=1)).values
+    blocks = torch.rand(16, 11, device=DEVICE) + 0.01
+    of_output = blocks.repeat_interleave(128, 0)[:width_out]
+    weight = values.float() * of_output.repeat_interleave(128, 1)[:, :width_in]
+    x = quantize_groups(randn(rows, width_in) * torch.logspace(0, 2, width_in, device=DEVICE))
+    exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
+    fusion = Fusion(bias=randn(width_out, seed=2))
+    expected = reference.fused_linear(exact, weight, bias=fusion.bias)
+    got = fp8_linear(x, values, blocks, fusion, block_outputs=128, tuning=tuning)
+    assert ((got.float() - expected).norm() / expected.norm()).item() < 3e-3
 
 
 @pytest.mark.parametrize("maker", ["plain", "norm", "gate"])
