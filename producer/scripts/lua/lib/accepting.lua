@@ -13,14 +13,14 @@ local cost, inbox, raw
 -- What waits, by priority and then of this tenant: jobs and tokens.
 local function read_load()
   local read = redis.call('HMGET', K.load, 'jobs:0', 'tokens:0', 'jobs:1', 'tokens:1', 'jobs:2',
-    'tokens:2', 'jobs', 'tokens', 'tenant:' .. tenant)
+    'tokens:2', 'jobs', 'tokens', 'prompts', 'tenant:' .. tenant)
   local load = {}
-  for i = 1, 9 do
+  for i = 1, 10 do
     load[i] = tonumber(read[i]) or 0
   end
   return load
 end
-local JOBS, TOKENS, OF_TENANT = 7, 8, 9
+local JOBS, TOKENS, PROMPTS, OF_TENANT = 7, 8, 9, 10
 
 -- Where an accepted or known job stands: what waits at its priority or above.
 local function place(status, id, state, load)
@@ -118,7 +118,7 @@ local function accept(...)
   local state, stream, at = 'delayed', '', ''
   if delay_ms > 0 then
     redis.call('ZADD', K.due, now + delay_ms, 'n:' .. job)
-    add_later(now + delay_ms, cost, now)
+    add_later(now + delay_ms, cost, prompt, now)
   else
     state = 'waiting'
     stream, at = add_entry(job, tenant, priority, false,
@@ -134,10 +134,11 @@ local function accept(...)
     'logged', 0, 'charge', 0, 'request', request, 'digest', digest, 'idem', idem, 'prefix', prefix,
     'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version, unpack(more))
   redis.call('HSET', K.load, 'tokens', load[TOKENS] + cost, 'jobs', load[JOBS] + 1,
+    'prompts', (load[JOBS] > 0 and load[PROMPTS] or 0) + prompt,
     'tokens:' .. priority, load[priority * 2 + 2] + cost,
     'jobs:' .. priority, load[priority * 2 + 1] + 1, 'tenant:' .. tenant, load[OF_TENANT] + cost)
   if load[TOKENS] == 0 then
-    drain_opens(now)
+    drain_opens()
   end
   if idem ~= '' then
     redis.call('SET', K.idem .. idem, job)
