@@ -33,7 +33,7 @@ class Backlog:
 
     @property
     def work(self) -> float:
-        """Return what they are in generated tokens; producers of earlier releases tell no prompts."""
+        """Return them in generated tokens; earlier releases count no prompts, or count on."""
         return _work(self.tokens, min(max(0, self.prompts), self.tokens))
 
 
@@ -57,7 +57,10 @@ class DrainRate:
         tokens, prompts, pulled, jobs, busy_ms, workers, full, start_s = (
             float(each or 0) for each in stored
         )
-        if busy_ms < _MIN_BUSY_MS or tokens <= 0 or pulled <= 0 or jobs <= 0:
+        if not pulled:
+            # Earlier releases count no jobs.
+            pulled = jobs = 1.0
+        if busy_ms < _MIN_BUSY_MS or tokens <= 0 or jobs <= 0:
             return None
         work_a_job = _work(tokens, prompts) / pulled
         per_s = 1000 * jobs / busy_ms

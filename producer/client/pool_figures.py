@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.backlog import DRAIN_FIELDS, Backlog, DrainRate
 from tokenbus.producer.client.pool_status import MAX_TENANTS, read_status
@@ -17,7 +17,7 @@ from tokenbus.producer.contract.address import whole_tenant
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from redis.asyncio import Redis
 
@@ -67,7 +67,8 @@ class PoolFigures:
     backlog, as of the last one, None before any; `seconds_of_backlog` is the time until the last
     job that waits will be begun, by that rate and the workers that are ready or start, or by the
     assumed rate before any. `worker_seconds_of_backlog` is how long one ready worker is at it,
-    whoever else there is. Delayed jobs count from the minute of their time on. `model` is that of most workers, or of the last that lived.
+    whoever else there is. Delayed jobs count from the minute of their time on. `model` is that of
+    most workers, or of the last that lived.
     """
 
     pool: str
