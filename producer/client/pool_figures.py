@@ -63,12 +63,8 @@ class PoolFigures:
 
     `priorities` are all three, in order, and add up to the pool. `lanes` are those of at most 32
     tenants a priority, the ones with most jobs first; `tenant_waiting_tokens` are of the same
-    tenants over all priorities. `drain_tokens_per_s` is how fast the workers take jobs from a
-    backlog, as of the last one, None before any; `seconds_of_backlog` is the time until the last
-    job that waits will be begun, by that rate and the workers that are ready or start, or by the
-    assumed rate before any. `worker_seconds_of_backlog` is how long one ready worker is at it,
-    whoever else there is. Delayed jobs count from the minute of their time on. `model` is that of
-    most workers, or of the last that lived.
+    tenants over all priorities. `backlog` is what waits and is due, `rate` how fast workers take
+    it, None before any has. `model` is that of most workers, or of the last that lived.
     """
 
     pool: str
@@ -78,9 +74,39 @@ class PoolFigures:
     priorities: tuple[PriorityFigures, ...]
     lanes: tuple[LaneFigures, ...]
     tenant_waiting_tokens: Mapping[str, int]
-    drain_tokens_per_s: float | None
-    seconds_of_backlog: float
-    worker_seconds_of_backlog: float
+    backlog: Backlog
+    rate: DrainRate | None
+    assumed_tokens_per_s: float
+
+    @property
+    def drain_tokens_per_s(self) -> float | None:
+        """Return how fast the workers take jobs from a backlog, as of the last; None before any."""
+        if self.rate is None:
+            return None
+        return self.rate.tokens_per_s * (self._num_ready or self.rate.num_workers)
+
+    @property
+    def seconds_of_backlog(self) -> float:
+        """Return the time until the last job that waits will be begun.
+
+        It goes by the rate, and by the workers that are ready or start; before there is a rate, by
+        the assumed one. A delayed job counts from the minute of its time on.
+        """
+        if self.rate is None or not self.backlog.jobs:
+            return self.backlog.tokens / self.assumed_tokens_per_s
+        starting_for_s = [each.uptime_s or 0.0 for each in self.status.starting]
+        return self.rate.seconds_until_begun(self.backlog.work, self._num_ready, starting_for_s)
+
+    @property
+    def worker_seconds_of_backlog(self) -> float:
+        """Return how long one ready worker alone is at what waits, whoever else there is."""
+        if self.rate is None:
+            return self.backlog.tokens / self.assumed_tokens_per_s
+        return self.backlog.work / self.rate.work_per_s
+
+    @property
+    def _num_ready(self) -> int:
+        return sum(each.phase is WorkerPhase.READY for each in self.status.details)
 
     @property
     def workers(self) -> tuple[WorkerStatus, ...]:
@@ -131,10 +157,6 @@ async def read_figures(
         for p in priorities
     ]
     lanes = await _lanes(redis, keys, status, held, known)
-    rate, backlog = DrainRate.read(drain), _due(status, int(prompts or 0), later)
-    num_ready = sum(each.phase is WorkerPhase.READY for each in status.details)
-    starting_for_s = [each.uptime_s or 0.0 for each in status.starting]
-    assumed_s = backlog.tokens / assumed_tokens_per_s
     return PoolFigures(
         pool=keys.pool,
         at_ms=status.at_ms,
@@ -152,13 +174,9 @@ async def read_figures(
         ),
         lanes=lanes,
         tenant_waiting_tokens=await _waiting_tokens(redis, keys, lanes, known),
-        drain_tokens_per_s=rate and rate.tokens_per_s * (num_ready or rate.num_workers),
-        seconds_of_backlog=(
-            rate.seconds_until_begun(backlog.work, num_ready, starting_for_s)
-            if rate and backlog.jobs
-            else assumed_s
-        ),
-        worker_seconds_of_backlog=backlog.work / rate.work_per_s if rate else assumed_s,
+        backlog=_due(status, int(prompts or 0), later),
+        rate=DrainRate.read(drain),
+        assumed_tokens_per_s=assumed_tokens_per_s,
     )
 
 
