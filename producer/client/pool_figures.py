@@ -106,7 +106,9 @@ class PoolFigures:
 
     @property
     def _num_ready(self) -> int:
-        return sum(each.phase is WorkerPhase.READY for each in self.status.details)
+        # One that has its lease pulls, though what it told last may be that it starts.
+        away = (WorkerPhase.DOWN, WorkerPhase.DRAINING)
+        return sum(each.phase not in away for each in self.status.details)
 
     @property
     def workers(self) -> tuple[WorkerStatus, ...]:

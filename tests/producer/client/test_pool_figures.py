@@ -107,6 +107,15 @@ async def test_worker_that_starts_counts_from_its_readiness_on(scripts: Scripts)
     told["uptime_s"] = 70.0
     await raw(scripts).set(scripts.keys.of("status", "new"), json.dumps(told))
     assert await seconds() == pytest.approx(1700 / 100)
+    # It has its lease, and has told nothing since.
+    await raw(scripts).sadd(scripts.keys.of("workers"), "new")
+    await raw(scripts).set(scripts.keys.of("alive", "new"), 16_000, px=60_000)
+    assert await seconds() == pytest.approx(1800 / 100)
+    # What leaves takes nothing more.
+    await raw(scripts).set(
+        scripts.keys.of("status", "new"), json.dumps(told | {"phase": "draining"})
+    )
+    assert await seconds() == pytest.approx(1800 / 50)
     figures = await read_figures(scripts.redis, scripts.keys)
     assert figures.worker_seconds_of_backlog == pytest.approx(1800 / 50)
 
