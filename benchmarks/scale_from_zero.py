@@ -1,20 +1,25 @@
-"""An autoscaler from zero on a trace: workers by the seconds of backlog, and what that was worth.
+"""An autoscaler from zero: workers by the seconds of backlog, and what that was worth.
 
     python -P benchmarks/scale_from_zero.py --trace FILE
+    python -P benchmarks/scale_from_zero.py --arrivals bursts
 
-The trace is JSON lines with `timestamp_ms`, `input_length` and `output_length`; its first half
-hour passes at ten times its speed, lengths divided by eight. A stand-in for KEDA and Kubernetes
+A trace is JSON lines with `timestamp_ms`, `input_length` and `output_length`; its first half hour
+passes at ten times its speed, lengths divided by eight. Without one, as many jobs come by chance:
+in bursts, or more and more of them, with prompts and answers of lengths that have nothing to do
+with each other. A stand-in for KEDA and Kubernetes
 reads the ScaledObject of deploy/kubernetes and asks a real Prometheus what they would ask; workers
 have the null engine. Printed are the replicas over time, cold starts, refusals, and at each minute
 the gauge beside the time after which the last job that waited then was started, both in seconds of
 the trace. A minute fits where they differ by 20 % at most, or by less than `--least-s`. The gauge
-knows the workers of its moment: minutes whose backlog outlasted them are told apart.
+knows the workers that are ready and those that start: minutes are told apart in whose time the
+autoscaler added or removed some.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import sys
 import tempfile
 from collections import Counter
@@ -28,13 +33,29 @@ from scaling.scaled_object import ScaledObject  # noqa: E402
 from scaling.scaled_run import scaled_pool  # noqa: E402
 
 from tokenbus.producer.server.embedded import start_private  # noqa: E402
-from tokenbus.worker.bench.load.arrivals import read_trace  # noqa: E402
+from tokenbus.worker.bench.load.arrivals import TraceRow, read_trace  # noqa: E402
 from tokenbus.worker.bench.options import BenchOptions  # noqa: E402
 
 if TYPE_CHECKING:
     from scaling.scaled_run import ScaledRun
 
 MANIFEST = ROOT / "deploy/kubernetes/components/autoscaling/scaled-object.yaml"
+# Jobs a second of both patterns on average, and in a burst of a minute every five.
+JOBS_PER_S, BURST_PER_S = 4.0, 14.0
+
+
+def drawn_rows(arrivals: str, seconds: float) -> list[TraceRow]:
+    """Draw jobs that come in bursts, or as a ramp: more and more until the end."""
+    draw, at_s, rows = random.Random(5), 0.0, []
+    calm_per_s = (5 * JOBS_PER_S - BURST_PER_S) / 4
+    while (at_s := at_s + draw.expovariate(BURST_PER_S)) < seconds:
+        per_s = 2 * JOBS_PER_S * at_s / seconds
+        if arrivals == "bursts":
+            per_s = BURST_PER_S if at_s % 300 >= 240 else calm_per_s
+        if draw.random() < per_s / BURST_PER_S:
+            prompt, output = draw.lognormvariate(4.5, 1.0), draw.lognormvariate(3.0, 0.8)
+            rows.append(TraceRow(at_s, 1 + min(2000, int(prompt)), 1 + min(500, int(output))))
+    return rows
 
 
 def _print(run: ScaledRun, speed: float, least_s: float) -> int:
@@ -46,11 +67,12 @@ def _print(run: ScaledRun, speed: float, least_s: float) -> int:
     print("minute  ready  waiting  gauge s  waited s  off")
     kinds = Counter[str]()
     for minute, sample in enumerate(run.samples):
-        gauge, waited = sample.backlog_s * speed, run.waited_s(sample.at_ms) * speed
+        waited = run.waited_s(sample.at_ms) * speed if sample.waiting_jobs else 0.0
+        gauge = sample.backlog_s * speed
         off = abs(gauge - waited)
         kind = "fits" if off <= max(least_s, 0.2 * waited) else "does not fit"
         if kind != "fits" and run.has_changed(sample, waited):
-            kind = "workers came or went"
+            kind = "workers were added or removed"
         kinds[kind] += 1
         print(
             f"{minute:6d}  {sample.num_ready:5d}  {sample.waiting_jobs:7,d}  {gauge:7.1f}"
@@ -63,7 +85,9 @@ def _print(run: ScaledRun, speed: float, least_s: float) -> int:
 def main() -> int:
     """Run it and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trace", required=True, help="file of the trace")
+    load = parser.add_mutually_exclusive_group(required=True)
+    load.add_argument("--trace", help="file of the trace")
+    load.add_argument("--arrivals", choices=("bursts", "ramp"), help="jobs that come by chance")
     parser.add_argument("--trace-s", type=float, default=1800.0, help="seconds of it")
     parser.add_argument("--speed", type=float, default=10.0)
     parser.add_argument("--length-scale", type=float, default=8.0)
@@ -72,8 +96,17 @@ def main() -> int:
     parser.add_argument("--assumed-tokens-per-s", type=float, default=5000.0)
     parser.add_argument("--least-s", type=float, default=5.0)
     args = parser.parse_args()
-    options = BenchOptions(
-        trace=args.trace, trace_s=args.trace_s, length_scale=args.length_scale, arrival="trace"
+    rows = (
+        drawn_rows(args.arrivals, args.trace_s)
+        if args.arrivals
+        else read_trace(
+            BenchOptions(
+                trace=args.trace,
+                trace_s=args.trace_s,
+                length_scale=args.length_scale,
+                arrival="trace",
+            )
+        )
     )
     worker = {
         "max_num_seqs": args.seats,
@@ -91,7 +124,7 @@ def main() -> int:
                 worker=worker, assumed_tokens_per_s=args.assumed_tokens_per_s,
             ) as pool,
         ):  # fmt: skip
-            run = asyncio.run(pool.serve(read_trace(options)))
+            run = asyncio.run(pool.serve(rows))
     finally:
         server.close()
     return _print(run, args.speed, args.least_s)

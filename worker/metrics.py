@@ -74,8 +74,11 @@ class Metrics:
     def stepped(self, stats: EngineStats, step_s: float) -> None:
         """Note a step and the engine's load after it."""
         self.step_time.add(step_s)
-        self.peak_running = max(self.peak_running, stats.num_running)
-        self.peak_waiting = max(self.peak_waiting, stats.num_waiting)
+        running, waiting = stats.num_running, stats.num_waiting
+        # Peaks are rare, and this is done for every step.
+        if running > self.peak_running or waiting > self.peak_waiting:
+            self.peak_running = max(self.peak_running, running)
+            self.peak_waiting = max(self.peak_waiting, waiting)
 
     def left(self, priority: int, tenant: str, outcome: str) -> None:
         """Count a job that leaves this worker."""

@@ -232,10 +232,13 @@ class Worker:
             life=self._life,
             ttl_s=self.settings.lease_ttl_s,
         )
+        is_ready = False
         try:
-            return await self._prepare_parts(server, blocking, await self._start_engine(status))
+            parts = await self._prepare_parts(server, blocking, await self._start_engine(status))
+            is_ready = True
+            return parts
         finally:
-            await status.end()
+            await status.end(is_ready=is_ready)
 
     async def _prepare_parts(self, server: Server, blocking: Redis, ready: EngineReady) -> Parts:
         """Make the parts around an engine that is there, and reconcile for the first time."""

@@ -63,7 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--workload",
         action="append",
         choices=[*sorted(ENGINE_WORKLOADS), _FIRST_TOKEN],
-        help="what to run; may be given several times (default: nano256)",
+        help="what to run: single, batch8, batch64 are so many sequences; nano256 and its kind so"
+        " many of mixed lengths, drawn in other ways with topp and pen; prefill and moon long"
+        " prompts; shared groups of 2,048 common tokens; ttft first tokens; may be given several"
+        " times (default: nano256)",
     )
     parser.add_argument(
         "--model",

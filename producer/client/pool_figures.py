@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from tokenbus.producer.client.backlog import DRAIN_FIELDS, Backlog, DrainRate
 from tokenbus.producer.client.pool_status import MAX_TENANTS, read_status
+from tokenbus.producer.client.worker_status import WorkerPhase
 from tokenbus.producer.contract.address import whole_tenant
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from redis.asyncio import Redis
 
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 
 # Where no worker has ever left work behind: a small model on a CPU does so many tokens a second.
 ASSUMED_TOKENS_PER_S = 1000.0
-# As in `lib/drain_rate.lua`: shorter backlogs tell nothing.
-_MIN_BUSY_MS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,8 @@ class PoolFigures:
 
     `priorities` are all three, in order, and add up to the pool. `lanes` are those of at most 32
     tenants a priority, the ones with most jobs first; `tenant_waiting_tokens` are of the same
-    tenants over all priorities. `drain_tokens_per_s` is how fast the workers take jobs from a
-    backlog, as of the last one, None before any; `seconds_of_backlog` is what the waiting jobs take
-    at that rate, or at the assumed one before, delayed ones from the minute of their time on.
-    `model` is that of most workers, or of the last that lived.
+    tenants over all priorities. `backlog` is what waits and is due, `rate` how fast workers take
+    it, None before any has. `model` is that of most workers, or of the last that lived.
     """
 
     pool: str
@@ -76,8 +74,41 @@ class PoolFigures:
     priorities: tuple[PriorityFigures, ...]
     lanes: tuple[LaneFigures, ...]
     tenant_waiting_tokens: Mapping[str, int]
-    drain_tokens_per_s: float | None
-    seconds_of_backlog: float
+    backlog: Backlog
+    rate: DrainRate | None
+    assumed_tokens_per_s: float
+
+    @property
+    def drain_tokens_per_s(self) -> float | None:
+        """Return how fast the workers take jobs from a backlog, as of the last; None before any."""
+        if self.rate is None:
+            return None
+        return self.rate.tokens_per_s * (self._num_ready or self.rate.num_workers)
+
+    @property
+    def seconds_of_backlog(self) -> float:
+        """Return the time until the last job that waits will be begun.
+
+        It goes by the rate, and by the workers that are ready or start; before there is a rate, by
+        the assumed one. A delayed job counts from the minute of its time on.
+        """
+        if self.rate is None or not self.backlog.jobs:
+            return self.backlog.tokens / self.assumed_tokens_per_s
+        starting_for_s = [each.uptime_s or 0.0 for each in self.status.starting]
+        return self.rate.seconds_until_begun(self.backlog.work, self._num_ready, starting_for_s)
+
+    @property
+    def worker_seconds_of_backlog(self) -> float:
+        """Return how long one ready worker alone is at what waits, whoever else there is."""
+        if self.rate is None:
+            return self.backlog.tokens / self.assumed_tokens_per_s
+        return self.backlog.work / self.rate.work_per_s
+
+    @property
+    def _num_ready(self) -> int:
+        # One that has its lease pulls, though what it told last may be that it starts.
+        away = (WorkerPhase.DOWN, WorkerPhase.DRAINING)
+        return sum(each.phase not in away for each in self.status.details)
 
     @property
     def workers(self) -> tuple[WorkerStatus, ...]:
@@ -113,13 +144,14 @@ async def read_figures(
     status = await read_status(redis, keys, with_oldest=True)
     priorities = range(NUM_PRIORITIES)
     async with redis.pipeline(transaction=False) as pipe:
-        pipe.hmget(keys.of("load"), [f"{unit}:{p}" for p in priorities for unit in _UNITS])
-        pipe.hmget(keys.of("drain"), ["model", "tokens", "pulled", "jobs", "busy", "workers"])
+        by_priority = [f"{unit}:{p}" for p in priorities for unit in _UNITS]
+        pipe.hmget(keys.of("load"), ["prompts", *by_priority])
+        pipe.hmget(keys.of("drain"), ["model", *DRAIN_FIELDS])
         pipe.hgetall(keys.of("later"))
         for priority in priorities:
             pipe.hgetall(keys.of("holding", str(priority)))
             pipe.zrange(keys.of("backlog", str(priority)), 0, MAX_TENANTS - 1)
-        load, (model, *drain), later, *replies = await pipe.execute()
+        (prompts, *load), (model, *drain), later, *replies = await pipe.execute()
     held = [{name.decode(): int(n) for name, n in reply.items()} for reply in replies[::2]]
     known = [
         {*held[p], *(name.decode(errors="replace") for name in replies[2 * p + 1])}
@@ -127,8 +159,6 @@ async def read_figures(
         for p in priorities
     ]
     lanes = await _lanes(redis, keys, status, held, known)
-    drained = _Drain.read(drain, len(status.workers))
-    due_jobs, due_tokens = _due(status, later)
     return PoolFigures(
         pool=keys.pool,
         at_ms=status.at_ms,
@@ -146,12 +176,9 @@ async def read_figures(
         ),
         lanes=lanes,
         tenant_waiting_tokens=await _waiting_tokens(redis, keys, lanes, known),
-        drain_tokens_per_s=drained.tokens_per_s if drained else None,
-        seconds_of_backlog=(
-            drained.seconds_for(due_jobs, due_tokens)
-            if drained
-            else due_tokens / assumed_tokens_per_s
-        ),
+        backlog=_due(status, int(prompts or 0), later),
+        rate=DrainRate.read(drain),
+        assumed_tokens_per_s=assumed_tokens_per_s,
     )
 
 
@@ -211,47 +238,19 @@ async def _lanes(
     return tuple(lanes)
 
 
-def _due(status: PoolStatus, later: Mapping[bytes, bytes]) -> tuple[int, int]:
-    """Return the waiting jobs and tokens without those delayed past the minute that it is."""
-    counts = Counter(jobs=status.waiting_jobs, tokens=status.waiting_tokens)
+def _due(status: PoolStatus, prompts: int, later: Mapping[bytes, bytes]) -> Backlog:
+    """Return what waits without the jobs delayed past the minute that it is."""
+    counts = Counter(jobs=status.waiting_jobs, tokens=status.waiting_tokens, prompts=prompts)
     for field, count in later.items():
         unit, _, minute = field.decode().partition(":")
         if int(minute) > status.at_ms // 60_000:
             counts[unit] -= int(count)
-    return max(0, counts["jobs"]), max(0, counts["tokens"])
+    return Backlog(max(0, counts["jobs"]), max(0, counts["tokens"]), counts["prompts"])
 
 
 def _oldest(status: PoolStatus, priority: int) -> float | None:
     ages: Iterable[float] = (job.age_s for job in status.oldest if job.priority == priority)
     return max(ages, default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Drain:
-    """How fast all workers together take waiting jobs, as `lib/drain_rate.lua` keeps it for one."""
-
-    tokens_per_s: float
-    jobs_per_s: float
-
-    @classmethod
-    def read(cls, stored: Sequence[Any], num_workers: int) -> Self | None:
-        """Read what is stored; None where too little was seen."""
-        tokens, pulled, jobs, busy_ms, workers = (float(each or 0) for each in stored)
-        # Earlier releases count no jobs.
-        tokens = tokens / pulled * jobs if pulled else tokens
-        if busy_ms < _MIN_BUSY_MS or tokens <= 0:
-            return None
-        per_s = 1000 * (num_workers or workers or 1) / busy_ms
-        return cls(tokens * per_s, jobs * per_s)
-
-    def seconds_for(self, jobs: float, tokens: int) -> float:
-        """Return how long what waits takes: halfway between what its jobs and its tokens say.
-
-        A prompt's token takes less than a generated one, and how many are generated is a bound:
-        tokens alone overrate jobs with much of either, and jobs alone underrate them.
-        """
-        by_tokens = tokens / self.tokens_per_s
-        return (by_tokens + jobs / self.jobs_per_s) / 2 if self.jobs_per_s else by_tokens
 
 
 def _model(status: PoolStatus) -> str:

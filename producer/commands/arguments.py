@@ -254,7 +254,7 @@ def _add_sampling(add: Callable[..., object]) -> None:
 def add_submit(parser: argparse.ArgumentParser) -> None:
     """Declare what `tokenbus submit` takes."""
     add = parser.add_argument
-    add("prompt", help="what to answer (required); - reads standard input")
+    add("prompt", metavar="PROMPT", help="what to answer (required); - reads standard input")
     add("--redis", metavar="URL", help=REDIS_HELP)
     add("--pool", type=pool_name, default="default", metavar="NAME", help=_POOL_HELP)
     add("--system", metavar="TEXT", help="system prompt (default: the model's own, if any)")
@@ -376,7 +376,8 @@ def add_jobs(commands: Any) -> list[argparse.ArgumentParser]:
     result.add_argument("ids", type=_name, nargs="+", metavar="ID",
         help="ids of jobs (required); answers are printed in their order")
     for command in (show, follow, cancel):
-        command.add_argument("id", type=_name, metavar="ID", help="the job's id (required)")
+        command.add_argument("id", type=_name, metavar="ID",
+            help="the job's id, as `tokenbus list` tells it (required)")
     for command in (show, result, follow, cancel):
         command.add_argument("--tenant", type=_name, default="default", metavar="NAME",
             help="whose job it is (default: default)")
@@ -407,7 +408,8 @@ def add_pool(parser: argparse.ArgumentParser) -> None:
 
 def add_dead(parser: argparse.ArgumentParser) -> None:
     """Declare what the commands of `tokenbus dead` take."""
-    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True,
+    commands = parser.add_subparsers(
+        dest="action", title="commands", metavar="COMMAND", required=True,
         parser_class=Parser)
     listing = commands.add_parser("list", help="print a line per dead letter, the newest first")
     listing.add_argument("--limit", type=int, default=50, metavar="N",

@@ -38,54 +38,47 @@ class _Version(argparse.Action):
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe every sub-command; no client and no tensors are imported."""
-    from tokenbus.engine.config import engine_settings
-
     parser = Parser(prog="tokenbus")
     parser.add_argument("--version", nargs=0, action=_Version, default=argparse.SUPPRESS,
         help="print the version and exit")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
         help="file with settings, in TOML (default: that of TOKENBUS_CONFIG, or none)")  # fmt: skip
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    demo = commands.add_parser("demo", help="two dozen shop jobs through a real model, live")
-    arguments.add_demo(demo)
-    demo.set_defaults(run=_run_demo)
-    worker = commands.add_parser("worker", help="pull jobs and generate until told to stop")
-    arguments.add_worker(worker, engine_settings().values())
-    worker.set_defaults(run=_run_worker)
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
+    _add_first(commands)
+    _add_jobs(commands)
+    _add_watching(commands)
+    _add_running(commands)
+    _add_checks(commands)
+    _add_benches(commands)
+    describe(parser)
+    return parser
+
+
+def _add_first(commands: Any) -> None:
+    """Describe what a newcomer tries first: a model that answers, with all that it needs."""
     serve = commands.add_parser("serve", help="serve a model over HTTP: server, worker and gateway")
     arguments.add_serve(serve, _parts().values())
     serve.set_defaults(run=_run_serve, extra="worker,gateway")
     chat = commands.add_parser("chat", help="talk with a model in the terminal")
     arguments.add_chat(chat)
     chat.set_defaults(run=_run_chat)
+    demo = commands.add_parser("demo", help="two dozen shop jobs through a real model, live")
+    arguments.add_demo(demo)
+    demo.set_defaults(run=_run_demo)
+
+
+def _add_jobs(commands: Any) -> None:
+    """Describe the commands about jobs."""
     submit = commands.add_parser("submit", help="queue a prompt and stream the answer")
     arguments.add_submit(submit)
     submit.set_defaults(run=_run_submit)
-    _add_watching(commands)
-    _add_checks(commands)
     for command in arguments.add_jobs(commands):
         command.set_defaults(run=_run_jobs, command=command.prog.split()[-1])
-    pause = commands.add_parser("pause", help="let workers take no more jobs; running ones go on")
-    arguments.add_pool(pause)
-    pause.set_defaults(run=_run_pause, is_paused=True)
-    resume = commands.add_parser("resume", help="let workers of a paused pool take jobs again")
-    arguments.add_pool(resume)
-    resume.set_defaults(run=_run_pause, is_paused=False)
     dead = commands.add_parser("dead", help="look at dead letters, retry or delete them")
     arguments.add_dead(dead)
     dead.set_defaults(run=_run_dead)
-    control = commands.add_parser("control", help="run crons and webhooks, or the arq adapter")
-    arguments.add_control(control)
-    control.set_defaults(run=_run_control, extra="control")
-    _add_door(commands)
-    model = commands.add_parser("model", help="fetch models")
-    model_commands = model.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    pull = model_commands.add_parser("pull", help="fetch a model into the cache folder")
-    pull.add_argument("alias", help="name of the model (required): smollm2-135m")
-    pull.set_defaults(run=_run_pull)
-    _add_benches(commands)
-    describe(parser)
-    return parser
 
 
 def _add_watching(commands: Any) -> None:
@@ -116,20 +109,43 @@ def _add_checks(commands: Any) -> None:
     size.set_defaults(run=_run_size)
 
 
-def _add_door(commands: Any) -> None:
-    """Describe the commands of the HTTP API."""
+def _add_running(commands: Any) -> None:
+    """Describe the processes of a pool, and what is done to them."""
+    from tokenbus.engine.config import engine_settings
+
+    worker = commands.add_parser("worker", help="pull jobs and generate until told to stop")
+    arguments.add_worker(worker, engine_settings().values())
+    worker.set_defaults(run=_run_worker)
     gateway = commands.add_parser("gateway", help="serve OpenAI's HTTP API in front of the pools")
     gateway_arguments.add_gateway(gateway)
     gateway.set_defaults(run=_run_gateway, extra="gateway")
+    control = commands.add_parser("control", help="run crons and webhooks, or the arq adapter")
+    arguments.add_control(control)
+    control.set_defaults(run=_run_control, extra="control")
     keys = commands.add_parser("keys", help="make, list and revoke API keys of gateways")
     gateway_arguments.add_keys(keys)
     keys.set_defaults(run=_run_keys)
+    pause = commands.add_parser("pause", help="let workers take no more jobs; running ones go on")
+    arguments.add_pool(pause)
+    pause.set_defaults(run=_run_pause, is_paused=True)
+    resume = commands.add_parser("resume", help="let workers of a paused pool take jobs again")
+    arguments.add_pool(resume)
+    resume.set_defaults(run=_run_pause, is_paused=False)
+    model = commands.add_parser("model", help="fetch a model ahead of its first start")
+    model_commands = model.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
+    pull = model_commands.add_parser("pull", help="fetch a model into the cache folder")
+    pull.add_argument("alias", metavar="NAME", help="name of the model (required): smollm2-135m")
+    pull.set_defaults(run=_run_pull)
 
 
 def _add_benches(commands: Any) -> None:
     """Describe the benches."""
-    bench = commands.add_parser("bench", help="measure")
-    benches = bench.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    bench = commands.add_parser("bench", help="measure engine, queue or gateway")
+    benches = bench.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
     # The benches have options of their own, --help among them; the engine's stands alone.
     engine = benches.add_parser("engine", help="fixed workloads without a queue", add_help=False)
     engine.set_defaults(run=_run_bench_engine, takes_rest=True)

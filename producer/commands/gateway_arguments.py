@@ -76,7 +76,8 @@ def add_dashboard(parser: argparse.ArgumentParser) -> None:
 
 def add_keys(parser: argparse.ArgumentParser) -> None:
     """Declare what the commands of `tokenbus keys` take."""
-    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True,
+    commands = parser.add_subparsers(
+        dest="action", title="commands", metavar="COMMAND", required=True,
         parser_class=arguments.Parser)
     create = commands.add_parser("create", help="make a key and print it, this once")
     add = create.add_argument

@@ -49,7 +49,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "submit": (
         "Queue one prompt and print its answer while it is generated. Ctrl-C cancels the job; one"
-        " whose command was killed goes on, and `tokenbus follow ID` reads it.",
+        " whose command was killed goes on: `tokenbus list` tells its id, and `tokenbus follow ID`"
+        " reads it.",
         'tokenbus submit "Do these boots run small?" --max-tokens 64',
     ),
     "status": (
@@ -141,7 +142,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "tokenbus model pull smollm2-135m",
     ),
     "bench": (
-        "Measure engine, queue or gateway on this machine.",
+        "Measure the engine, the queue or the gateway under a load that the command makes itself.",
         "tokenbus bench pool --users 64 --tokens-per-s 50 --duration-s 30",
     ),
 }

@@ -43,7 +43,7 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | later    | hash   | tokens and number of delayed jobs by the minute since 1970 in which they  |
 |          |        | are due; TTL of a day from the last of them on                            |
 | line     | hash   | when the next refused submit may come back, per pool and tenant           |
-| drain    | hash   | measured drain rate of the backlog, model of the last workers; bounded    |
+| drain    | hash   | measured drain rate of the backlog, last start, model of workers; bounded |
 | due      | zset   | `due2`, deadlines and delays by server time                               |
 | ending   | zset   | `ending2`, jobs that end without an owner, or are not quite complete      |
 | dead     | stream | dead letters, bounded in number and bytes                                 |

@@ -62,9 +62,15 @@ OLDEST_AGE = POOL.gauge(
 BACKLOG_SECONDS = POOL.gauge(
     "tokenbus_pool_backlog_seconds",
     "seconds",
-    "What the waiting jobs take at the rate at which workers took such from a backlog last, times"
-    " the workers there are, or at the setting assumed_tokens_per_s before any. A delayed job"
-    " counts from the minute of its time on",
+    "Until the last job that waits now will be begun, by the rate at which workers took jobs from a"
+    " backlog last, the workers that are ready, and those that start; by the setting"
+    " assumed_tokens_per_s before any. A delayed job counts from the minute of its time on",
+)
+BACKLOG_WORKER_SECONDS = POOL.gauge(
+    "tokenbus_pool_backlog_worker_seconds",
+    "seconds",
+    "How long one ready worker alone is at the waiting jobs: divided by the seconds in which they"
+    " shall be begun, it is the number of workers to have",
 )
 DRAIN_RATE = POOL.gauge(
     "tokenbus_pool_drain_tokens_per_second",

@@ -63,8 +63,7 @@ class Histogram:
 
     def merge(self, counts: Sequence[int], sum_s: float) -> None:
         """Add what another has counted."""
-        for bucket, count in enumerate(counts):
-            self.counts[bucket] += count
+        self.counts = [ours + theirs for ours, theirs in zip(self.counts, counts, strict=True)]
         self.sum_s += sum_s
 
     def cumulative(self) -> list[tuple[str, float]]:

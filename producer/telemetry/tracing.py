@@ -111,27 +111,29 @@ class Tracer:
 
         None where nobody listens.
         """
-        if self._tracer is None:
+        trace = self._trace
+        if trace is None:
             return None
         clock = WallClock()
-        span = self._start(parent, root, clock)
+        around = trace.set_span_in_context(trace.NonRecordingSpan(self._context(parent)))
+        span = self._start(around, root, clock)
         if not span.is_recording():
             return None
         found = span.get_span_context()
-        own = TraceContext(found.trace_id, found.span_id)
+        inside = trace.set_span_in_context(span)
         for child in children:
-            self._end(self._start(own, child, clock), child, clock)
+            self._end(self._start(inside, child, clock), child, clock)
         self._end(span, root, clock)
-        return own.traceparent
+        return TraceContext(found.trace_id, found.span_id).traceparent
 
-    def _start(self, parent: TraceContext, span: EndedSpan, clock: WallClock) -> Any:
+    def _start(self, around: Any, span: EndedSpan, clock: WallClock) -> Any:
         trace = self._trace
         assert trace is not None
         links = [] if span.link is None else [trace.Link(self._context(span.link))]
         with drawn_id(span.context):
             return self._tracer.start_span(
                 span.name,
-                context=trace.set_span_in_context(trace.NonRecordingSpan(self._context(parent))),
+                context=around,
                 attributes=dict(span.attributes),
                 links=links,
                 start_time=clock.ns(span.began_at),

@@ -30,7 +30,7 @@ def test_manifest_is_read_whole(scaled: ScaledObject) -> None:
     assert [str(each.threshold) for each in scaled.triggers] == [
         str(float(each["threshold"])) for each in told
     ]
-    assert [each.is_of_whole for each in scaled.triggers] == [True, True, False]
+    assert [each.is_of_whole for each in scaled.triggers] == [False, True, False]
 
 
 def test_unknown_rules_are_refused(tmp_path: Path) -> None:
@@ -45,18 +45,18 @@ def test_unknown_rules_are_refused(tmp_path: Path) -> None:
 
 
 def test_first_job_wakes_one_worker_and_the_backlog_asks_for_more(scaled: ScaledObject) -> None:
-    """Any backlog wakes; then there are as many as work it off within the threshold, 4 at most."""
+    """Any backlog wakes; then there are as many as begin it within the threshold, 4 at most."""
     autoscaler = Autoscaler(scaled)
     autoscaler.poll(0, [0.0, 0.0, 0.0])
     assert autoscaler.replicas == 0
     autoscaler.poll(10, [0.1, 0.0, 0.0])
     assert autoscaler.replicas == 1
-    # Nobody is ready: what a worker would do is not known, and nobody is added.
-    autoscaler.sync(15, 0, [500.0, 0.0, 0.0])
+    autoscaler.sync(15, 0, [32.0, 0.0, 0.0])
     assert autoscaler.replicas == 1
-    autoscaler.sync(30, 1, [32.0, 0.9, 1.0])
-    assert autoscaler.replicas == 1
-    autoscaler.sync(45, 1, [70.0, 0.9, 1.0])
+    # Others are started before the first is ready, and those that start ask for no more.
+    autoscaler.sync(30, 0, [70.0, 0.0, 0.0])
+    assert autoscaler.replicas == 3
+    autoscaler.sync(45, 1, [80.0, 0.9, 1.0])
     assert autoscaler.replicas == 3
     autoscaler.sync(60, 3, [500.0, 1.0, 1.0])
     assert autoscaler.replicas == scaled.most

@@ -185,6 +185,7 @@ class Housekeeping:
             "workers": len(status.workers),
             "tokens_per_s": None if rate is None else round(rate, 3),
             "seconds": round(figures.seconds_of_backlog, 3),
+            "worker_seconds": round(figures.worker_seconds_of_backlog, 3),
         }
         await self._redis.set(self._keys.of("pressure"), json.dumps(value), px=PRESSURE_TTL_MS)
 

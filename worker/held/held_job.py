@@ -66,7 +66,7 @@ class Timings:
     last_token_at: float | None = None
     published_at: float | None = None
     parse_s: float = 0.0
-    gaps_ms: array[float] = field(default_factory=lambda: array("f"))
+    gaps_s: array[float] = field(default_factory=lambda: array("f"))
 
     @property
     def lived(self) -> str:
@@ -235,7 +235,7 @@ class HeldJob:
         if is_first:
             timings.first_token_at = now
         elif timings.last_token_at is not None:
-            timings.gaps_ms.append((now - timings.last_token_at) * 1e3)
+            timings.gaps_s.append(now - timings.last_token_at)
         timings.last_token_at = now
         if self._is_preempted or length >= self.recount_at[choice]:
             self._is_preempted = False

@@ -27,8 +27,8 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
     outcome = reason if reason in ("cancelled", "expired", "failed") else "finished"
     _count(job, outcome, ended, metrics)
     times = job.timings
-    gaps = sorted(times.gaps_ms)
-    metrics.itl[job.pulled.priority].add_sorted([gap_ms / 1e3 for gap_ms in gaps])
+    gaps_s = sorted(times.gaps_s)
+    metrics.itl[job.pulled.priority].add_sorted(gaps_s)
     error = finish.error if finish is not None else None
     log.info(
         "job.finished",
@@ -43,8 +43,8 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
         queue_ms=job.pulled.age_ms,
         wait_ms=_since(times.pulled_at, times.admitted_at),
         ttft_ms=_since(times.pulled_at, times.first_token_at),
-        itl_p50_ms=_quantile(gaps, 0.5),
-        itl_p99_ms=_quantile(gaps, 0.99),
+        itl_p50_ms=_quantile_ms(gaps_s, 0.5),
+        itl_p99_ms=_quantile_ms(gaps_s, 0.99),
         preemptions=job.num_preemptions,
         drafted_tokens=job.drafts.drafted,
         accepted_tokens=job.drafts.accepted,
@@ -83,7 +83,7 @@ def _since(start: float, end: float | None) -> float | None:
     return None if end is None else round((end - start) * 1e3, 2)
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float | None:
-    if not ordered:
+def _quantile_ms(ordered_s: Sequence[float], share: float) -> float | None:
+    if not ordered_s:
         return None
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
+    return round(1e3 * ordered_s[min(len(ordered_s) - 1, int(share * len(ordered_s)))], 2)

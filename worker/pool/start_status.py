@@ -50,11 +50,14 @@ class StartStatus:
                 self._log.debug("start.not_told", reason=answer_of(error).told)
             await asyncio.sleep(INTERVAL_S)
 
-    async def end(self) -> None:
-        """Take the name out again: the worker has a lease, or never will."""
+    async def end(self, *, is_ready: bool) -> None:
+        """Take the name out again; a worker that has a lease tells how long its start took."""
         try:
             async with asyncio.timeout(INTERVAL_S):
                 await self._redis.srem(self._keys.of("starting"), self._worker)
+                if is_ready:
+                    took_s = round(self._life.uptime_s, 1)
+                    await self._redis.hset(self._keys.of("drain"), "start_s", took_s)
         except (*SERVER_ERRORS, RedisError) as error:
             self._log.debug("start.not_told", reason=answer_of(error).told)
 

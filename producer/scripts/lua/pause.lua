@@ -8,10 +8,10 @@ local now, since = now_ms(), redis.call('GET', K.paused)
 if is_paused and not since then
   since = string.format('%.0f', now)
   redis.call('SET', K.paused, since)
-  drain_opens(now)
+  drain_opens()
 elseif since and not is_paused then
   redis.call('DEL', K.paused)
-  drain_opens(now)
+  drain_opens()
   ring()
   since = nil
 end

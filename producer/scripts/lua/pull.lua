@@ -24,7 +24,7 @@ local MAX_TENANTS, MAX_ENTRIES = 16, 64
 local MAX_SPARED, MAX_LEAD = 4, 4
 
 local standing = redis.call('HMGET', K.worker .. worker, 'serial', 'suspect', 'leaving', 'drained',
-  'held_then')
+  'left')
 if standing[1] ~= serial then
   return { 'reconcile', {}, {} }
 end
@@ -78,7 +78,8 @@ end
 adopt_waiting()
 local now = now_ms()
 affinity.now, crowd.now, crowd.worker = now, now, worker
-local jobs, endings, looked, tokens_pulled = {}, {}, 0, 0
+local jobs, endings, looked = {}, {}, 0
+local tokens_pulled, prompts_pulled = 0, 0
 local suspect_waits, is_clearing = false, false
 local spared, unfit = {}, 0
 local num_held = redis.call('HLEN', K.held .. worker)
@@ -116,11 +117,13 @@ local function take(found, record, stream, id, priority, in_lane, need, shared, 
   local epoch, attempts = tonumber(record[2]) + 1, tonumber(record[3])
   local queued, is_charged = tonumber(record[10]), (tonumber(record[6]) or 0) > 0
   local time = is_charged and 0 or charge / (tonumber(record[7]) or 1)
-  tokens_pulled = tokens_pulled + (queued or 0)
+  if queued then
+    tokens_pulled, prompts_pulled = tokens_pulled + queued, prompts_pulled + found.prompt
+  end
   local entries = entries_of(stream, priority, in_lane and tenant or nil)
   entries[#entries + 1] = id
-  note_taken(job, epoch, priority, tenant, found.prefix, queued, not is_charged and charge or nil,
-    time, stamped(record[17], nil, 'p', now, worker))
+  note_taken(job, epoch, priority, tenant, found.prefix, queued, found.prompt,
+    not is_charged and charge or nil, time, stamped(record[17], nil, 'p', now, worker))
   board(record[14], attempts)
   if rides then
     max_jobs = 0
@@ -312,7 +315,7 @@ if left and not only_spared then
   ring()
 end
 if tokens_pulled > 0 or left then
-  drained(worker, #jobs, tokens_pulled, num_held, standing[5], now, left)
+  drained(worker, #jobs, tokens_pulled, prompts_pulled, num_held, standing[5], now, left)
 end
 if affinity.ms > 0 then
   redis.call('HSET', K.worker .. worker, 'room', #jobs < max_jobs and is_room_left() and 1 or 0)

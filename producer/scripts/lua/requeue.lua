@@ -61,6 +61,6 @@ if finish then
   to_ending(job, raised + 1, finish, now)
   return 'ending'
 end
-load_job(job, tenant, priority, record[6] + record[8] * record[7])
+load_job(job, tenant, priority, record[6], record[8] * record[7])
 wait_in(job, tenant, priority, true)
 return 'waiting'

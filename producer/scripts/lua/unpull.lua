@@ -31,6 +31,6 @@ if record[3] then
   to_ending(job, record[4] + 1, cjson.encode({ reason = reason }), now)
   return 'ending'
 end
-load_job(job, tenant, priority, prompt + record[6] * record[5])
+load_job(job, tenant, priority, prompt, record[6] * record[5])
 wait_in(job, tenant, priority, true)
 return 'waiting'

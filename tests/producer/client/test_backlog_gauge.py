@@ -47,10 +47,16 @@ class Pool:
                 await redis.hdel(keys.of("held", worker.name), *gone)
                 for job_id in gone:
                     del ends[job_id]
-            # For the script as much time has passed since the pull before.
+            # For the script as much time has passed since the pull before, of any and of its own.
             now_ms = await server_ms(self.scripts.redis)
             await redis.hset(keys.of("drain"), "at", int(now_ms - since_ms))
             since_ms = 0.0
+            told_by = keys.of("worker", worker.name)
+            if left := await redis.hget(told_by, "left"):
+                held, _, young = left.split()
+                past = b"%d" % (now_ms - 1000 * TICK_S)
+                await redis.hset(keys.of("drain"), "since", past)
+                await redis.hset(told_by, "left", b" ".join((held, past, young)))
             pulled = await worker.pull(10_000, max_jobs=SEATS - len(ends))
             for job in pulled.jobs:
                 ends[job.job_id] = self.now_s + self.lengths[job.job_id] / TOKENS_PER_S

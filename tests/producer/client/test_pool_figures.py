@@ -60,24 +60,64 @@ async def test_backlog_is_counted_by_the_last_rate_and_before_it_by_the_assumed_
     await raw(scripts).hset(drain, mapping={"tokens": 1000, "busy": 10_000, "model": "m"})
     after = await read_figures(scripts.redis, scripts.keys, assumed_tokens_per_s=24)
     assert after.drain_tokens_per_s == pytest.approx(100)
-    assert after.seconds_of_backlog == pytest.approx(0.48)
+    # A prompt's 32 tokens are as long as two that are generated.
+    assert after.seconds_of_backlog == pytest.approx(0.18)
     assert after.model == "m"
 
 
 async def test_rate_is_that_of_the_workers_there_are(scripts: Scripts) -> None:
     """A second worker halves the seconds at once; without any they are those of the last two."""
-    # A hundred jobs of ten tokens were pulled, and fifty have left.
-    drain = {"tokens": 2000, "pulled": 100, "jobs": 50, "busy": 10_000, "workers": 2}
-    await raw(scripts).hset(scripts.keys.of("drain"), mapping=drain)
+    await hundred_pulled(scripts, workers=2)
     await submit(scripts, a_job("one"))
-    # Half of 48 tokens at 100 a second and of one job at five.
-    alone_s = (0.48 + 0.2) / 2
-    expected = {0: alone_s / 2, 1: alone_s, 2: alone_s / 2}
-    for number, seconds in expected.items():
+    # Work of eighteen, of which a worker does fifty a second.
+    for number, seconds in {0: 0.18, 1: 0.36, 2: 0.18}.items():
         await StagedPool(scripts).add_workers(number)
         figures = await read_figures(scripts.redis, scripts.keys)
         assert figures.seconds_of_backlog == pytest.approx(seconds), number
+        assert figures.worker_seconds_of_backlog == pytest.approx(0.36)
     assert figures.drain_tokens_per_s == pytest.approx(200)
+
+
+async def hundred_pulled(scripts: Scripts, **changed: float) -> None:
+    """Let a hundred jobs of twenty tokens, half in prompts, be pulled, and fifty have left."""
+    drain = {"tokens": 2000, "prompts": 1066.667, "pulled": 100, "jobs": 50, "busy": 10_000}
+    await raw(scripts).hset(scripts.keys.of("drain"), mapping=drain | changed)
+
+
+async def test_worker_that_starts_counts_from_its_readiness_on(scripts: Scripts) -> None:
+    """It takes as many jobs as a full one holds at once, and has the rate of the others then.
+
+    Where none lives and none starts, one would have to start now.
+    """
+    await hundred_pulled(scripts, workers=1, full=10, start_s=60.0)
+    await submit(scripts, *(a_job(f"j{number}") for number in range(100)))
+
+    async def seconds() -> float:
+        return (await read_figures(scripts.redis, scripts.keys)).seconds_of_backlog
+
+    # Work of 1800: a start, seats for ten jobs of ten, and the rest at fifty a second.
+    assert await seconds() == pytest.approx(60 + 1700 / 50)
+    told = {"v": 1, "phase": "starting", "uptime_s": 50.0, "ready": False}
+    await raw(scripts).set(scripts.keys.of("status", "new"), json.dumps(told))
+    await raw(scripts).sadd(scripts.keys.of("starting"), "new")
+    assert await seconds() == pytest.approx(10 + 1700 / 50)
+    await StagedPool(scripts).add_workers(1)
+    assert await seconds() == pytest.approx(10 + (1800 - 500 - 100) / 100)
+    # One that takes longer than the last might be ready at any moment.
+    told["uptime_s"] = 70.0
+    await raw(scripts).set(scripts.keys.of("status", "new"), json.dumps(told))
+    assert await seconds() == pytest.approx(1700 / 100)
+    # It has its lease, and has told nothing since.
+    await raw(scripts).sadd(scripts.keys.of("workers"), "new")
+    await raw(scripts).set(scripts.keys.of("alive", "new"), 16_000, px=60_000)
+    assert await seconds() == pytest.approx(1800 / 100)
+    # What leaves takes nothing more.
+    await raw(scripts).set(
+        scripts.keys.of("status", "new"), json.dumps(told | {"phase": "draining"})
+    )
+    assert await seconds() == pytest.approx(1800 / 50)
+    figures = await read_figures(scripts.redis, scripts.keys)
+    assert figures.worker_seconds_of_backlog == pytest.approx(1800 / 50)
 
 
 async def test_delayed_jobs_are_backlog_from_the_minute_on_in_which_they_are_due(
@@ -97,6 +137,7 @@ async def test_delayed_jobs_are_backlog_from_the_minute_on_in_which_they_are_due
     counts = await raw(scripts).hgetall(later)
     assert {field.split(b":")[0]: int(count) for field, count in counts.items()} == {
         b"tokens": 48,
+        b"prompts": 32,
         b"jobs": 1,
     }
     assert await seconds() == 1

@@ -43,7 +43,7 @@ async def test_cancel_of_a_waiting_job_ends_it_at_once(
     await submit(scripts, a_job(J))
     assert await completion.cancel(J) == "ended"
     assert await reason_of(scripts) == "cancelled"
-    assert await scripts.lease.load() == {"tokens": 0, "jobs": 0, "tokens:1": 0, "jobs:1": 0}
+    assert set((await scripts.lease.load()).values()) == {0}
     assert await completion.cancel(J) == "done"
     assert await num_ends(scripts, J) == 1
 

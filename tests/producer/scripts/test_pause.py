@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import pytest
@@ -48,39 +47,71 @@ async def test_pause_outlives_everyone_and_resume_wakes_those_who_wait(scripts: 
     assert (await worker.pull()).status is not PullStatus.PAUSED
 
 
-async def test_time_of_a_backlog_counts_once_for_each_worker(scripts: Scripts) -> None:
-    """The rate is kept as that of one worker, however many there are; to fill one is no rate."""
-    worker, other = StubWorker(scripts), StubWorker(scripts)
-    await submit(scripts, *(a_job(f"j-{number}") for number in range(4)))
+async def age(scripts: Scripts, worker: StubWorker, ms: int) -> None:
+    """Let the backlog, and what the worker left of it, be so much older."""
+    redis, keys = raw(scripts), scripts.keys
+    told_by = keys.of("worker", worker.name)
+    held, at, young = (await redis.hget(told_by, "left")).split()
+    await redis.hset(told_by, "left", b"%s %d %s" % (held, int(at) - ms, young))
+    since = await redis.hget(keys.of("drain"), "since")
+    if since is not None:
+        await redis.hset(keys.of("drain"), "since", int(since) - ms)
+
+
+async def test_rate_is_measured_between_two_pulls_of_one_worker(scripts: Scripts) -> None:
+    """Each adds the time since its own last one, so that the rate is that of one worker."""
     redis, key = raw(scripts), scripts.keys.of("drain")
-    told = []
+    worker, other = StubWorker(scripts), StubWorker(scripts)
+    await submit(scripts, *(a_job(f"j-{number}") for number in range(8)))
     for pulling in (worker, other):
         await pulling.reconcile()
+        await pulling.pull(max_jobs=2)
+    assert b"busy" not in await redis.hgetall(key)
+    for number, pulling in enumerate((worker, other), 1):
+        await age(scripts, pulling, 10_000)
+        await redis.hdel(scripts.keys.of("held", pulling.name), f"j-{2 * number - 2}")
         await pulling.pull(max_jobs=1)
-        # As if the pull had come half a minute after the one before.
-        await redis.hset(key, "at", int(await redis.hget(key, "at")) - 30_000)
-        await pulling.pull(max_jobs=1)
-        told.append(await redis.hgetall(key))
-    alone, both = (float(each[b"busy"]) for each in told)
-    decay = math.exp(-1.5)
-    assert alone == pytest.approx(20_000 * (1 - decay), rel=0.02)
-    assert both == pytest.approx(alone * decay + 2 * alone, rel=0.02)
-    assert [int(each[b"workers"]) for each in told] == [1, 2]
-    # The first has pulled two and ended none.
-    assert [float(told[0][name]) for name in (b"pulled", b"jobs")] == [1, 0]
+        told = {name: float(each) for name, each in (await redis.hgetall(key)).items()}
+        assert told[b"busy"] == pytest.approx(10_000 * number, rel=0.02)
+        assert [round(told[name]) for name in (b"jobs", b"pulled")] == [number, number]
+        assert round(told[b"tokens"] / told[b"prompts"], 3) == 1.5
+
+
+async def test_new_worker_counts_once_it_has_ended_what_it_took_at_once(scripts: Scripts) -> None:
+    """The short ones among these end first; while no other was measured it counts all the same."""
+    redis, keys = raw(scripts), scripts.keys
+    worker, other = StubWorker(scripts), StubWorker(scripts)
+    await submit(scripts, *(a_job(f"j-{number}") for number in range(20)))
+    counted = []
+    for pulling in (worker, other):
+        await pulling.reconcile()
+        await pulling.pull(max_jobs=2)
+        for _ in range(4):
+            await age(scripts, pulling, 1000)
+            [first, *_] = await redis.hkeys(keys.of("held", pulling.name))
+            await redis.hdel(keys.of("held", pulling.name), first)
+            before = await redis.hget(keys.of("drain"), "busy")
+            await pulling.pull(max_jobs=1)
+            counted.append(await redis.hget(keys.of("drain"), "busy") != before)
+    assert counted == [True, True, True, True, False, False, True, True]
 
 
 async def test_time_of_a_pause_is_no_backlog(scripts: Scripts) -> None:
     """The measured drain rate does not fall because nothing was pulled meanwhile."""
     worker = StubWorker(scripts)
     await worker.reconcile()
-    await submit(scripts, *(a_job(f"j-{number}") for number in range(3)))
-    await worker.pull(max_jobs=1)
+    await submit(scripts, *(a_job(f"j-{number}") for number in range(6)))
     redis, key = raw(scripts), scripts.keys.of("drain")
+    await worker.pull(max_jobs=1)
+    await age(scripts, worker, 1000)
+    await worker.pull(max_jobs=1)
+    before = await redis.hget(key, "busy")
     for is_paused in (True, False):
         await scripts.control.pause(is_paused=is_paused)
         # As if the pause, or what came before it, had taken a minute.
-        before = await redis.hgetall(key)
-        await redis.hset(key, "at", int(before[b"at"]) - 60_000)
+        await age(scripts, worker, 60_000)
     await worker.pull(max_jobs=1)
-    assert (await redis.hget(key, "busy")).split(b".")[0] == before[b"busy"].split(b".")[0]
+    assert await redis.hget(key, "busy") == before
+    await age(scripts, worker, 1000)
+    await worker.pull(max_jobs=1)
+    assert float(await redis.hget(key, "busy")) > 1.5 * float(before)

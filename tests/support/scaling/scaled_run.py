@@ -59,8 +59,7 @@ class GaugeSample:
 class ScaledRun:
     """What was seen; times of the server in ms, of workers' starts in seconds as they passed.
 
-    `replicas` and `ready` have each change of their numbers with the time, in seconds since the
-    first arrival.
+    `replicas` has each change of their number with the time, in seconds since the first arrival.
     """
 
     num_accepted: int = 0
@@ -68,7 +67,6 @@ class ScaledRun:
     ended: list[EndedJob] = field(default_factory=list)
     samples: list[GaugeSample] = field(default_factory=list)
     replicas: list[tuple[float, int]] = field(default_factory=list)
-    ready: list[tuple[float, int]] = field(default_factory=list)
     starts_s: list[float] = field(default_factory=list)
 
     @property
@@ -78,8 +76,8 @@ class ScaledRun:
         return sum(not before and after > 0 for before, after in pairwise(counts))
 
     def has_changed(self, sample: GaugeSample, waited_s: float) -> bool:
-        """Tell whether there were more or fewer workers while what waited then was started."""
-        return any(sample.at_s <= at <= sample.at_s + waited_s for at, _ in self.ready)
+        """Tell whether workers were added or removed while what waited then was started."""
+        return any(sample.at_s <= at <= sample.at_s + waited_s for at, _ in self.replicas)
 
     def waited_s(self, at_ms: int) -> float:
         """Return after how long the last job was started that waited at a moment, 0 if none did."""
@@ -213,7 +211,6 @@ class ScaledPool:
             if not each.is_ready and await asyncio.to_thread(_is_ready, each.port):
                 each.is_ready = True
                 self.run.starts_s.append(time.monotonic() - each.began_at)
-                self.run.ready.append((self._now, self._num_ready))
 
     def _apply(self, replicas: int) -> None:
         if replicas != len(self._workers):
@@ -224,7 +221,6 @@ class ScaledPool:
             leaving = self._workers.pop()
             leaving.process.send_signal(signal.SIGTERM)
             self._leaving.append(leaving)
-            self.run.ready.append((self._now, self._num_ready))
 
     def _start(self) -> _Worker:
         port = free_port()

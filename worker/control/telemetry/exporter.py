@@ -78,6 +78,7 @@ class ControlExporter(Collector):
             scrape.one(told.HELD_JOBS, each.held_jobs, priority)
             scrape.one(told.OLDEST_AGE, each.oldest_age_s or 0.0, priority)
         scrape.one(told.BACKLOG_SECONDS, figures.seconds_of_backlog)
+        scrape.one(told.BACKLOG_WORKER_SECONDS, figures.worker_seconds_of_backlog)
         if figures.drain_tokens_per_s is not None:
             scrape.one(told.DRAIN_RATE, figures.drain_tokens_per_s)
         scrape.one(told.GENERATED_RATE, figures.generated_tokens_per_s)

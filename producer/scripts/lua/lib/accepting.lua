@@ -17,7 +17,7 @@ local function read_load()
   local own = 'tenant:' .. tenant
   if not load then
     local names = { 'jobs:0', 'tokens:0', 'jobs:1', 'tokens:1', 'jobs:2', 'tokens:2', 'jobs', 'tokens',
-      own }
+      'prompts', own }
     load = {}
     for i, value in ipairs(redis.call('HMGET', K.load, unpack(names))) do
       load[names[i]] = tonumber(value) or 0
@@ -142,7 +142,7 @@ local function accept(...)
   local state, stream, at = 'delayed', '', ''
   if delay_ms > 0 then
     redis.call('ZADD', K.due, now + delay_ms, 'n:' .. job)
-    add_later(now + delay_ms, cost, now)
+    add_later(now + delay_ms, cost, prompt, now)
   else
     state = 'waiting'
     stream, at = add_entry(job, tenant, priority, false,
@@ -158,9 +158,11 @@ local function accept(...)
     'logged', 0, 'charge', 0, 'request', request, 'digest', digest, 'idem', idem, 'prefix', prefix,
     'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version, unpack(more))
   if load.tokens == 0 then
-    drain_opens(now)
+    drain_opens()
   end
   add_to_load('tokens', cost)
+  -- Earlier releases count no prompts, so these begin anew whenever nothing waits.
+  add_to_load('prompts', load.jobs > 0 and prompt or prompt - load.prompts)
   add_to_load('jobs', 1)
   add_to_load('tokens:' .. priority, cost)
   add_to_load('jobs:' .. priority, 1)

@@ -32,14 +32,15 @@ local function sums_of(priority, tenant)
     end
   end
   local made = { priority = priority, tenant = tenant, jobs = 0, queued_jobs = 0,
-    queued_tokens = 0, time = 0 }
+    queued_tokens = 0, queued_prompts = 0, time = 0 }
   taken.lanes[#taken.lanes + 1] = made
   return made
 end
 
--- Note one job. `queued` is what it adds to the load, nil for nothing; `charge` is in tokens, nil if
--- it was charged before, and `time` the same by the tenant's weight; `stamps` with that of this pull.
-local function note_taken(job, epoch, priority, tenant, prefix, queued, charge, time, stamps)
+-- Note one job. `queued` is what it adds to the load, `prompt` of it in its prompt, nil for nothing;
+-- `charge` is in tokens, nil if it was charged before, and `time` the same by the tenant's weight;
+-- `stamps` with that of this pull.
+local function note_taken(job, epoch, priority, tenant, prefix, queued, prompt, charge, time, stamps)
   taken.records[#taken.records + 1] = { job, epoch, stamps, charge }
   taken.held[#taken.held + 1] = job
   taken.held[#taken.held + 1] = epoch
@@ -48,6 +49,7 @@ local function note_taken(job, epoch, priority, tenant, prefix, queued, charge, 
   sums.jobs, sums.time = sums.jobs + 1, sums.time + time
   if queued then
     sums.queued_jobs, sums.queued_tokens = sums.queued_jobs + 1, sums.queued_tokens + queued
+    sums.queued_prompts = sums.queued_prompts + prompt
   end
 end
 
@@ -74,7 +76,8 @@ local function write_taken(worker)
   end
   for _, sums in ipairs(taken.lanes) do
     if sums.queued_jobs > 0 then
-      add_load(sums.tenant, sums.priority, -sums.queued_tokens, -sums.queued_jobs)
+      add_load(sums.tenant, sums.priority, -sums.queued_tokens, -sums.queued_prompts,
+        -sums.queued_jobs)
     end
     add_time(sums.priority, sums.tenant, sums.time)
   end

@@ -4,9 +4,14 @@
 --@use later: forget_later
 -- Jobs that wait: their entry in a lane or front list, and the load they add to the queue's bounds.
 -- `queued` of a record is what its job adds; empty once it adds nothing.
-local function add_load(tenant, priority, tokens, jobs)
+-- Earlier releases count no prompts, so these begin anew whenever nothing waits.
+local function add_load(tenant, priority, tokens, prompts, jobs)
   local total = redis.call('HINCRBY', K.load, 'tokens', tokens)
-  redis.call('HINCRBY', K.load, 'jobs', jobs)
+  if redis.call('HINCRBY', K.load, 'jobs', jobs) > 0 then
+    redis.call('HINCRBY', K.load, 'prompts', prompts)
+  else
+    redis.call('HSET', K.load, 'prompts', 0)
+  end
   redis.call('HINCRBY', K.load, 'tokens:' .. priority, tokens)
   redis.call('HINCRBY', K.load, 'jobs:' .. priority, jobs)
   if redis.call('HINCRBY', K.load, 'tenant:' .. tenant, tokens) <= 0 then
@@ -62,19 +67,20 @@ local function wait_in(job, tenant, priority, front)
     'owner', '')
 end
 
-local function load_job(job, tenant, priority, tokens)
-  redis.call('HSET', K.job .. job, 'queued', tokens)
-  return add_load(tenant, priority, tokens, 1)
+local function load_job(job, tenant, priority, prompt, output)
+  redis.call('HSET', K.job .. job, 'queued', prompt + output)
+  return add_load(tenant, priority, prompt + output, prompt, 1)
 end
 
 local function unload(job, tenant, priority)
-  local queued = redis.call('HGET', K.job .. job, 'queued')
+  local record = redis.call('HMGET', K.job .. job, 'queued', 'prompt')
+  local queued, prompt = record[1], tonumber(record[2]) or 0
   if queued and queued ~= '' then
     redis.call('HSET', K.job .. job, 'queued', '')
-    add_load(tenant, priority, -queued, -1)
+    add_load(tenant, priority, -queued, -prompt, -1)
     local due = redis.call('ZSCORE', K.due, 'n:' .. job)
     if due then
-      forget_later(due, queued)
+      forget_later(due, queued, prompt)
     end
   end
 end
