@@ -280,13 +280,13 @@ async def test_calls_of_the_release_before_mean_what_they_meant(scripts: Scripts
     await worker.reconcile()
     budget: list[str | int] = [worker.name, 1, 99, 16, 999, 9, 1, 16, 1000, 2, 0, 99, 0, 0, 0, 0]
     for epoch in range(1, 5):
-        status, [job], _, _ = await run("pull", prefix, budget)
+        status, [job], *_ = await run("pull", prefix, budget)
         assert (status, job[0]) == (b"jobs", b"j-0")
         given: list[str | int] = [worker.name, "j-0", epoch, 0, 0, 1, 3]
         assert await run("requeue", prefix, given) == b"waiting"
     assert await _attempts(scripts, "j-0") == 2
     await submit(scripts, a_job("j-1"))
-    status, [job], _, _ = await run("pull", prefix, budget)
+    status, [job], *_ = await run("pull", prefix, budget)
     assert job[0] == b"j-0"
     assert (await run("pull", prefix, budget))[0] == b"suspect"
 
