@@ -111,7 +111,8 @@ class LeaseScripts:
         )
         status, jobs, endings, *rest = reply
         # A pull that looked at nothing says less.
-        retry_ms, is_left = (*rest, *(0, 1)[len(rest) :])
+        retry_ms = rest[0] if rest else 0
+        is_left = len(rest) < 2 or rest[1]
         return Pulled(
             PullStatus(status.decode()),
             tuple(_pulled(job) for job in jobs),

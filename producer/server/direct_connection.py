@@ -1,8 +1,9 @@
 """The direct connection: one socket for all calls of a client, without the cost of a pool.
 
 A pool of redis-py looks at each connection before it hands it out, and its reader takes two turns
-of the event loop for a reply: that costs as much as the call itself. Here commands go out as they come, and each reply goes to its caller where the socket
-is read. Nothing is sent twice: what a lost call did is settled by the rules of reconciling.
+of the event loop for a reply: that costs as much as the call itself. Here commands go out as they
+come, and each reply goes to its caller where the socket is read. Nothing is sent twice: what a lost
+call did is settled by the rules of reconciling.
 """
 
 from __future__ import annotations

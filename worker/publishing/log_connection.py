@@ -1,7 +1,8 @@
 """The log connection: the one of a log writer, without the cost of a connection pool.
 
-A direct connection reconnects unseen. Here one that broke stays broken until the session opens anew: what was known about the logs is void then. On a cluster there
-is one connection per node, and a slot that moved counts as a break.
+A direct connection reconnects unseen. Here one that broke stays broken until the session opens
+anew: what was known about the logs is void then. On a cluster there is one connection per node, and
+a slot that moved counts as a break.
 """
 
 from __future__ import annotations
