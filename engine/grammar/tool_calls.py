@@ -66,8 +66,7 @@ class ToolCalling:
         This runs where nothing ends it, so all of it is bounded before it begins.
 
         Args:
-            written: the format's calls with the white space of the model's template, if that is
-                another.
+            written: the calls with the white space of the model's template, if that is another.
             source_bytes: of the parameters of all tools together, and of content beside them.
         Raises: RequestRejected for the field `tools`: none, or a format without calls; for a tool
             with a bad or double name, or the schema of one that would not be enforced;
@@ -93,7 +92,7 @@ class ToolCalling:
                 raise RequestRejected(field, f"{tool.name} is given twice")
             schema = arguments_schema(tool, parameters_field(idx), budget, is_watched=is_watched)
             self._schemas[tool.name] = schema
-            # What is written of a format is longer than its name by a thousand times.
+            # A format is written a thousand times longer than its name.
             num_written += len(json.dumps(schema))
             if num_written > _MAX_WRITTEN:
                 reason = (

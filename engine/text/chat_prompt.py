@@ -3,6 +3,8 @@
 A renderer is made once for a tokenizer. It finds out what the template does, chooses the chat
 format, and proves it; then every request is rendered by the same rules. Tools that a template does
 not render stand in a note, in the system message or before the first user turn.
+
+It is one noun: the renderer, with all that a request may ask of one template.
 """
 
 from __future__ import annotations

@@ -5,16 +5,16 @@ A schema that refers to itself without a value between never ends, and is refuse
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.grammar.schema.case import SchemaCase
+from tokenbus.engine.grammar.schema.case import SchemaCase, identity
 from tokenbus.engine.grammar.schema.evaluated import Evaluation
 from tokenbus.engine.grammar.schema.formula import negative, positive, structure
-from tokenbus.engine.grammar.schema.node import Claim, Claims, all_of, have_tag
+from tokenbus.engine.grammar.schema.node import Claim, Claims, all_of, meant
 from tokenbus.engine.grammar.schema.refusal import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tokenbus.engine.grammar.schema.document import Document
     from tokenbus.engine.grammar.schema.formula import Choice, Part
@@ -151,7 +151,7 @@ class Expansion:
         if node not in self._apart:
             inners = node.words["oneOf"]
             self._apart[node] = False
-            self._apart[node] = have_tag(inners) or all(
+            self._apart[node] = _have_tag(inners) or all(
                 self._is_pair_empty(one, other)
                 for index, one in enumerate(inners)
                 for other in inners[:index]
@@ -161,6 +161,36 @@ class Expansion:
     def _is_pair_empty(self, one: Node, other: Node) -> bool:
         self._budget.spend(one.path, _PAIR_STEPS)
         return self._is_empty(all_of([Claim(one), Claim(other)]))
+
+
+def _have_tag(nodes: Sequence[Node]) -> bool:
+    """Tell whether all are of objects with a key that they require, each with values of its own."""
+    tags = [_tags(meant(node)) for node in nodes]
+    shared = set[str].intersection(*map(set, tags)) if tags else set()
+    for key in shared:
+        values = [{*map(identity, each[key])} for each in tags]
+        if len(set[Any]().union(*values)) == sum(map(len, values)):
+            return True
+    return False
+
+
+def _tags(node: Node) -> dict[str, list[Any]]:
+    """Return the required keys of an object whose values are listed, with these."""
+    words = node.words
+    if words.get("type") not in ("object", ["object"]):
+        return {}
+    inside = {key: meant(inner) for key, inner in words.get("properties", {}).items()}
+    return {
+        key: listed
+        for key in words.get("required", ())
+        if key in inside and (listed := _listed(inside[key])) is not None
+    }
+
+
+def _listed(node: Node) -> list[Any] | None:
+    """Return the values that a schema lists, None if it lists none."""
+    listed: list[Any] | None = node.words.get("enum", node.words.get("const"))
+    return listed
 
 
 def _word_of(claims: Claims) -> str:

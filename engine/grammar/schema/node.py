@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenbus.engine.grammar.schema.case import identity
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tokenbus.engine.grammar.schema.refusal import Path
 
 
@@ -65,44 +61,14 @@ def all_of(claims: set[Claim] | list[Claim]) -> Claims:
 
 
 def _meant(claim: Claim) -> Claim:
-    """Return the claim on what a mere reference refers to."""
-    return Claim(_target(claim.node), claim.holds)
+    return Claim(meant(claim.node), claim.holds)
 
 
-def _target(node: Node) -> Node:
+def meant(node: Node) -> Node:
+    """Return what a mere reference refers to, in the end."""
     while node.alias is not None:
         node = node.alias
     return node
-
-
-def have_tag(nodes: Sequence[Node]) -> bool:
-    """Tell whether all are of objects with a key that they require, each with values of its own."""
-    tags = [_tags(_target(node)) for node in nodes]
-    shared = set[str].intersection(*map(set, tags)) if tags else set()
-    for key in shared:
-        values = [{*map(identity, each[key])} for each in tags]
-        if len(set[Any]().union(*values)) == sum(map(len, values)):
-            return True
-    return False
-
-
-def _tags(node: Node) -> dict[str, list[Any]]:
-    """Return the required keys of an object whose values are listed, with these."""
-    words = node.words
-    if words.get("type") not in ("object", ["object"]):
-        return {}
-    inside = {key: _target(inner) for key, inner in words.get("properties", {}).items()}
-    return {
-        key: listed
-        for key in words.get("required", ())
-        if key in inside and (listed := _listed(inside[key])) is not None
-    }
-
-
-def _listed(node: Node) -> list[Any] | None:
-    """Return the values that a schema lists, None if it lists none."""
-    listed: list[Any] | None = node.words.get("enum", node.words.get("const"))
-    return listed
 
 
 def contradict(claims: Claims) -> bool:

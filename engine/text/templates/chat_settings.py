@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ChatSettings(Protocol):
-    """The settings of an engine that chats depend on; None leaves it to the model, or is a default."""
+    """The settings of an engine that chats depend on; None leaves them to the model."""
 
     @property
     def chat_template(self) -> str | None:

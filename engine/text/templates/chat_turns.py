@@ -41,7 +41,7 @@ class ChatTurns:
             note: what the model is told beside them, the tools where the template renders none.
         """
         turns = [_plain_turn(message) for message in messages]
-        turns = self._with_ids(turns)
+        turns = _in_order_of_calls(self._with_ids(turns))
         names = {call["id"]: call["function"]["name"] for call in _calls_of(turns) if "id" in call}
         turns = self._with_calls(turns)
         if not self._choice.has_results:
@@ -205,6 +205,23 @@ def _leading_results(
     """Return the results that stand first, and what follows them."""
     size = next((idx for idx, turn in enumerate(turns) if turn.get("role") != "tool"), len(turns))
     return turns[:size], turns[size:]
+
+
+def _in_order_of_calls(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the results behind a message in the order of its calls: many templates render no ids."""
+    placed: list[dict[str, Any]] = []
+    waiting = list(turns)
+    while waiting:
+        turn, *waiting = waiting
+        placed.append(turn)
+        calls = [call.get("id") for call in turn.get("tool_calls", ())]
+        if len(calls) > 1:
+            results, waiting = _leading_results(waiting)
+            places = {call_id: place for place, call_id in reversed(list(enumerate(calls)))}
+            placed += sorted(
+                results, key=lambda each: places.get(each.get("tool_call_id"), len(calls))
+            )
+    return placed
 
 
 def _with_written_results(

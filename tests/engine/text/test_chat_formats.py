@@ -184,6 +184,14 @@ def test_calls_of_a_history_stay_where_no_format_is_wanted(name: str) -> None:
         assert json.loads(written["arguments"]) == {"city": "Rome", "days": 4}
 
 
+@pytest.mark.parametrize("name", ["content-alone", "no-system"])
+def test_results_stand_in_the_order_of_their_calls(name: str) -> None:
+    """Results that came in another order are told apart where a template renders no ids."""
+    chat, turns = ChatRenderer(tokenizer_of(TEMPLATES[name])), two_turns()
+    turns[2], turns[3] = turns[3], turns[2]
+    assert prompt_of(chat, turns) == prompt_of(chat, two_turns())
+
+
 def test_missing_descriptions_are_filled_in_where_a_template_asks_for_them() -> None:
     """A tool without description is rendered, and one with it as it came."""
     chat = ChatRenderer(tokenizer_of(TEMPLATES["described"]))
