@@ -266,7 +266,7 @@ def lone_row_down(
     values, scales, block_outputs = _plain_parts(down, width, inner, acted)
     require_contiguous(acted=acted)
     beside.check(1, width)
-    tuning = tuning or down_row_tuning(inner)
+    tuning = tuning or down_row_tuning(inner, rounded=scales is not None)
     out = acted.new_empty(1, width)
     _down_kernel[(ceil_div(width, tuning.block_n),)](
         acted,

@@ -115,7 +115,7 @@ def test_products_equal_their_twin(
 @pytest.mark.parametrize("block", [0, 16], ids=["outputs", "blocks"])
 @pytest.mark.parametrize(
     ("width", "inner", "block_k"),
-    [(160, 48, 128), pytest.param(80, 272, 256, marks=MORE)],
+    [(160, 144, 128), pytest.param(80, 272, 256, marks=MORE)],
 )
 def test_a_lone_row_is_not_rounded(width: int, inner: int, block_k: int, block: int) -> None:
     """Weights are widened, and only they were rounded."""
