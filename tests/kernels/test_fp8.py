@@ -229,7 +229,7 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
     exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
     fusion = Fusion(bias=randn(num_outputs, seed=2), act="silu" if is_gate else None)
     expected = reference.fused_linear(exact, weight, bias=fusion.bias, act=fusion.act)
-    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2)
+    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2, blocks=2)
     for tuning in (None, several if rows <= 128 else MatmulTuning(128, 128, 128, 8, 2)):
         got = fp8_linear(
             x, values, blocks, fusion, block_outputs=block_outputs, out_dtype=torch.float32,
