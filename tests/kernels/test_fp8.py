@@ -20,6 +20,7 @@ from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import (
+    choose_blocks_tuning,
     choose_matmul_tuning,
     choose_matvec_tuning,
     choose_rows_tuning,
@@ -329,7 +330,10 @@ def test_layouts_suit_the_shape() -> None:
     assert choose_rows_tuning(17, 4096, 6144, LinearRole.PLAIN).splits == 1
     few = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL)
     assert (few.block_k, few.splits) == (512, 1)
-    assert choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True).splits == 2
+    over_blocks = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True)
+    assert (over_blocks.block_k, over_blocks.splits) == (128, 4)
+    assert choose_blocks_tuning(256, 28672).block_m == 256
+    assert choose_blocks_tuning(256, 6144).block_m == 128
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
     assert (down.by_warp, longer.by_warp) == (True, False)
     assert is_wide(28672)
