@@ -109,8 +109,9 @@ def _multiply(x_scales, group_stride, scales, bias, out, values, weights, buffer
               STAGES: gl.constexpr, GROUP: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
     """Multiply half the rows of this program's tiles: WHICH half.
 
-    Scales are asked for at the beginning of the step before, and waited for at its end: a register
-    that is waited for in the middle of a step waits for all that were asked for in it.
+    Scales are asked for at the beginning of the step before, and waited for at its end, for a wait
+    in the middle of a step waits for all that were asked for in it. Tall halves have no registers
+    for the products of scales, and wait.
     """
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
     GROUPS: gl.constexpr = (K + _BLOCK - 1) // _BLOCK
@@ -124,32 +125,34 @@ def _multiply(x_scales, group_stride, scales, bias, out, values, weights, buffer
         rows = row + gl.arange(0, _WAVE, layout=gl.SliceLayout(1, mma))
         by_block = scales + col // BLOCK_OUT * GROUPS
         by_out = gl.load(by_block)
-        factor = gl.load(x_scales + rows, mask=rows < M, other=0.0) * by_out
+        by_row = gl.load(x_scales + rows, mask=rows < M, other=0.0)
         acc = zero
         if TALL:
-            low_factor = gl.load(x_scales + rows + _WAVE, mask=rows + _WAVE < M, other=0.0) * by_out
+            by_low_row = gl.load(x_scales + rows + _WAVE, mask=rows + _WAVE < M, other=0.0)
             low = zero
+        else:
+            factor = by_row * by_out
         for step in range(GROUPS):
             slot = turn % STAGES
             following = gl.minimum(step + 1, GROUPS - 1)
             by_group = x_scales + following * group_stride + rows
-            by_out = gl.load(by_block + following)
-            by_row = gl.load(by_group, mask=rows < M, other=0.0)
+            next_out = gl.load(by_block + following)
+            next_row = gl.load(by_group, mask=rows < M, other=0.0)
             if TALL:
-                by_low_row = gl.load(by_group + _WAVE, mask=rows + _WAVE < M, other=0.0)
+                next_low_row = gl.load(by_group + _WAVE, mask=rows + _WAVE < M, other=0.0)
             mbarrier.wait(ready.index(slot), turn // STAGES & 1)
             product = _wave(values.index(slot), weights.index(slot), zero, WHICH * HALF)
             if TALL:
-                acc += product * factor[:, None]
+                acc += product * (by_row * by_out)[:, None]
                 product = _wave(values.index(slot), weights.index(slot), zero, WHICH * HALF + _WAVE)
             tl.debug_barrier()
             mbarrier.arrive(free.index(slot), count=1)
             if TALL:
-                low += product * low_factor[:, None]
-                low_factor = by_low_row * by_out
+                low += product * (by_low_row * by_out)[:, None]
+                by_row, by_low_row, by_out = next_row, next_low_row, next_out
             else:
                 acc += product * factor[:, None]
-            factor = by_row * by_out
+                factor = next_row * next_out
             turn += 1
         _store(acc, bias, buffers.index(WHICH), out, row, col, N)
         if TALL:

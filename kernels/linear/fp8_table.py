@@ -59,20 +59,22 @@ def choose_rows_tuning(
 ) -> RowsTuning:
     """Pick the layout for rows that are tall, of weights with a scale per output or in `blocks`."""
     if blocks:
-        return _choose_over_blocks(num_rows, width_in, role)
+        return _choose_over_blocks(num_rows, width_out, role)
     if num_rows <= 16 and width_in >= 4096 and role is not LinearRole.GATED:
         # Long steps: 17.5 us for `down` of 8 rows, where two programs for a tile took 18.3.
         return RowsTuning(64, 512, 4, 4)
     return _choose_rows_tuning(num_rows, width_in, width_out, role)
 
 
-def _choose_over_blocks(num_rows: int, width_in: int, role: LinearRole) -> RowsTuning:
+def _choose_over_blocks(num_rows: int, width_out: int, role: LinearRole) -> RowsTuning:
     """Pick the layout over blocks: a product is waited for every 128 columns, so programs share."""
     if role is LinearRole.GATED:
-        return RowsTuning(64, GROUP, 4, 5) if num_rows <= 16 else RowsTuning(128, GROUP, 8, 4)
+        return RowsTuning(64, GROUP, 4, 5 if num_rows <= 16 else 3)
+    if 2 * ceil_div(width_out, 64) <= _PROCESSORS:
+        return RowsTuning(64, GROUP, 4, 4, splits=2, blocks=2)
     if num_rows <= 16:
-        return RowsTuning(64, GROUP, 4, 6, splits=4 if width_in >= 8192 else 2)
-    return RowsTuning(64, GROUP, 4, 6 if num_rows <= 64 else 5, splits=2)
+        return RowsTuning(64, GROUP, 4, 4, blocks=2)
+    return RowsTuning(64, GROUP, 4, 8 if num_rows <= 64 else 5)
 
 
 def _choose_rows_tuning(

@@ -331,7 +331,7 @@ def test_layouts_suit_the_shape() -> None:
     few = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL)
     assert (few.block_k, few.splits) == (512, 1)
     over_blocks = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True)
-    assert (over_blocks.block_k, over_blocks.splits) == (128, 4)
+    assert (over_blocks.block_k, over_blocks.splits, over_blocks.blocks) == (128, 2, 2)
     assert choose_blocks_tuning(256, 28672).block_m == 256
     assert choose_blocks_tuning(256, 6144).block_m == 128
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
