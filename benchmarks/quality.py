@@ -171,7 +171,10 @@ def compared(found: Tensor, plain: Tensor, windows: Tensor) -> dict[str, float]:
 
 def scored_by_engine(folder: Path, windows: Tensor, **settings: Any) -> Tensor:
     """windows: [N, L] token ids -> what the engine gives all but the first of them, [N, L - 1]."""
-    engine = LLM(folder, max_model_len=2 * windows.shape[1], cuda_graphs=False, **settings).engine
+    # Pages of 64 tokens, twice what the windows take: the plain model keeps its place.
+    num_pages = windows.numel() // 32 + 2 * len(windows)
+    settings |= {"max_model_len": 2 * windows.shape[1], "num_pages": num_pages}
+    engine = LLM(folder, cuda_graphs=False, **settings).engine
     params = SamplingParams(max_tokens=1, prompt_logprobs=0)
     for idx, window in enumerate(windows.tolist()):
         engine.add(Request(idx, window, params))

@@ -109,7 +109,9 @@ def _multiply(x_scales, group_stride, scales, bias, out, values, weights, buffer
               STAGES: gl.constexpr, GROUP: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
     """Multiply half the rows of this program's tiles: WHICH half.
 
-    Scales are asked for a step before they are needed.
+    Scales are asked for at the beginning of the step before, and waited for at its end, for a wait
+    in the middle of a step waits for all that were asked for in it. Tall halves have no registers
+    for the products of scales, and wait.
     """
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
     GROUPS: gl.constexpr = (K + _BLOCK - 1) // _BLOCK
@@ -128,6 +130,8 @@ def _multiply(x_scales, group_stride, scales, bias, out, values, weights, buffer
         if TALL:
             by_low_row = gl.load(x_scales + rows + _WAVE, mask=rows + _WAVE < M, other=0.0)
             low = zero
+        else:
+            factor = by_row * by_out
         for step in range(GROUPS):
             slot = turn % STAGES
             following = gl.minimum(step + 1, GROUPS - 1)
@@ -145,10 +149,10 @@ def _multiply(x_scales, group_stride, scales, bias, out, values, weights, buffer
             mbarrier.arrive(free.index(slot), count=1)
             if TALL:
                 low += product * (by_low_row * by_out)[:, None]
-                by_low_row = next_low_row
+                by_row, by_low_row, by_out = next_row, next_low_row, next_out
             else:
-                acc += product * (by_row * by_out)[:, None]
-            by_row, by_out = next_row, next_out
+                acc += product * factor[:, None]
+                factor = next_row * next_out
             turn += 1
         _store(acc, bias, buffers.index(WHICH), out, row, col, N)
         if TALL:

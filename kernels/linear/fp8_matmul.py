@@ -80,16 +80,17 @@ def fp8_matmul_kernel(
         else:
             by_row = load_by_row(x_scales, group_stride, rows, M, 0)
             by_out = load_by_output(scales, col, outs, N, 0, GROUPS, BLOCK_OUT, ONE_SCALE)
+            factor = multiplied(by_row, by_out, ONE_SCALE)
             for step in range(GROUPS):
                 following = tl.minimum(step + 1, GROUPS - 1)
-                next_by_row = load_by_row(x_scales, group_stride, rows, M, following)
-                next_by_out = load_by_output(
+                by_row = load_by_row(x_scales, group_stride, rows, M, following)
+                by_out = load_by_output(
                     scales, col, outs, N, following, GROUPS, BLOCK_OUT, ONE_SCALE
                 )
                 value = x.load([row, step * BLOCK_K])
                 w = weight.load([col, step * BLOCK_K])
-                acc += tl.dot(value, w.T) * multiplied(by_row, by_out, ONE_SCALE)
-                by_row, by_out = next_by_row, next_by_out
+                acc += tl.dot(value, w.T) * factor
+                factor = multiplied(by_row, by_out, ONE_SCALE)
         row_scales = None
         if BLOCK_OUT == 0:
             row_scales = tl.load(x_scales + rows, mask=rows < M, other=0.0)

@@ -1,6 +1,8 @@
 """FP8 matrix products of few rows: the weights are the tall operand, read once for all rows."""
 
+# Triton unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,7 +15,6 @@ from tokenbus.kernels.launch import release_successor, wait_for_inputs
 from tokenbus.kernels.linear.block_scales import (
     fetch_early,
     load_by_output,
-    load_by_row,
     multiplied,
 )
 
@@ -23,7 +24,8 @@ class RowsTuning:
     """How one shape is laid out: outputs and columns per step of a program.
 
     stages: steps in flight. splits: programs that share the columns of one tile; the last of them
-    to end adds up what all found.
+    to end adds up what all found. blocks: blocks of columns with a scale each per step: the scales
+    of the next step are on their way for as long.
     """
 
     block_n: int
@@ -31,6 +33,7 @@ class RowsTuning:
     num_warps: int
     stages: int
     splits: int = 1
+    blocks: int = 1
 
 
 @triton.jit
@@ -52,24 +55,63 @@ def _sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.conste
     return acc, is_last
 
 
+@triton.jit
+def _scales(x_scales, group_stride, scales, rows, first, outputs, N, block,
+            GROUPS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_OUT: tl.constexpr,
+            ONE_SCALE: tl.constexpr):  # fmt: skip
+    """Load the scales of rows and outputs for some blocks of columns.
+
+    Beyond the last block those of the last: all weights are zero there.
+    """
+    found = ()
+    for part in tl.static_range(BLOCKS):
+        at = tl.minimum(block + part, GROUPS - 1)
+        # Memory goes on behind the rows, and with no mask numbers are loaded in pairs.
+        by_row = tl.load(x_scales + at * group_stride + rows)
+        by_out = load_by_output(scales, first, outputs, N, at, GROUPS, BLOCK_OUT, ONE_SCALE)
+        found += ((by_row, by_out),)
+    return found
+
+
+@triton.jit
+def _multiplied(found, BLOCKS: tl.constexpr, ONE_SCALE: tl.constexpr):
+    """Return what the products of some blocks are multiplied by, [outputs or 1, rows] each."""
+    factors = ()
+    for part in tl.static_range(BLOCKS):
+        by_row, by_out = found[part]
+        factors += (multiplied(by_row, by_out, ONE_SCALE).T,)
+    return factors
+
+
+@triton.jit
+def _factors(x_scales, group_stride, scales, rows, first, outputs, N, block,
+             GROUPS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_OUT: tl.constexpr,
+             ONE_SCALE: tl.constexpr):  # fmt: skip
+    """Load the scales of rows and outputs for some blocks, and multiply them."""
+    found = _scales(x_scales, group_stride, scales, rows, first, outputs, N, block, GROUPS,
+                    BLOCKS, BLOCK_OUT, ONE_SCALE)  # fmt: skip
+    return _multiplied(found, BLOCKS, ONE_SCALE)
+
+
 @triton.jit(do_not_specialize=["M"])
 def fp8_rows_kernel(
     x, x_scales, group_stride, weight, scales, bias, residual, out, parts, arrivals, M, N,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_OUT: tl.constexpr, ONE_SCALE: tl.constexpr, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    BLOCKS: tl.constexpr, BLOCK_OUT: tl.constexpr, ONE_SCALE: tl.constexpr, SPLITS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [M, BLOCK_N] outputs: bias, gate and residual behind; x, weight are descriptors.
 
     With splits every program has the columns of one part; a gate has no splits. If BLOCK_OUT is not
     0, scales are those of blocks of so many outputs and BLOCK_K columns, x_scales of rows and
-    BLOCK_K columns, and every step's product is scaled by itself, by numbers that were asked for a
-    step before.
+    BLOCK_K columns, and every block's product is scaled by itself. Scales are asked for at the
+    beginning of the step before, and waited for at its end.
     """
     release_successor(PDL)
     tile = tl.program_id(0)
     col = tile * BLOCK_N
-    SPAN: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
+    STEP: tl.constexpr = BLOCK_K * BLOCKS
+    SPAN: tl.constexpr = (K + SPLITS * STEP - 1) // (SPLITS * STEP) * STEP
     begin = tl.program_id(1) * SPAN
     acc = tl.zeros([BLOCK_N, ROWS], tl.float32)
     acc_up = tl.zeros([BLOCK_N, ROWS], tl.float32)
@@ -105,29 +147,30 @@ def fp8_rows_kernel(
             if ACT != "none":
                 acc_up = tl.dot(weight.load([N + col, begin + offset]), value.T, acc_up)
     else:
-        # A part may reach beyond the last block, where all weights are zero.
-        block = tl.minimum(begin // BLOCK_K, GROUPS - 1)
-        by_row = load_by_row(x_scales, group_stride, rows, M, block)
-        by_out = load_by_output(scales, col, cols, N, block, GROUPS, BLOCK_OUT, ONE_SCALE)
+        factors = _factors(x_scales, group_stride, scales, rows, col, cols, N, begin // BLOCK_K,
+                           GROUPS, BLOCKS, BLOCK_OUT, ONE_SCALE)  # fmt: skip
+        up_factors = factors
         if ACT != "none":
-            by_up = load_by_output(
-                scales, N + col, N + cols, 2 * N, block, GROUPS, BLOCK_OUT, ONE_SCALE
-            )
-        for offset in range(0, SPAN, BLOCK_K):
-            block = tl.minimum((begin + offset) // BLOCK_K + 1, GROUPS - 1)
-            next_by_row = load_by_row(x_scales, group_stride, rows, M, block)
-            next_by_out = load_by_output(scales, col, cols, N, block, GROUPS, BLOCK_OUT, ONE_SCALE)
-            value = x.load([0, begin + offset])
-            product = tl.dot(weight.load([col, begin + offset]), value.T)
-            acc += product * multiplied(by_row, by_out, ONE_SCALE).T
+            up_factors = _factors(x_scales, group_stride, scales, rows, N + col, N + cols, 2 * N,
+                                  begin // BLOCK_K, GROUPS, BLOCKS, BLOCK_OUT,
+                                  ONE_SCALE)  # fmt: skip
+        for offset in range(0, SPAN, STEP):
+            following = (begin + offset) // BLOCK_K + BLOCKS
+            coming = _scales(x_scales, group_stride, scales, rows, col, cols, N, following,
+                             GROUPS, BLOCKS, BLOCK_OUT, ONE_SCALE)  # fmt: skip
+            up_coming = coming
             if ACT != "none":
-                next_by_up = load_by_output(
-                    scales, N + col, N + cols, 2 * N, block, GROUPS, BLOCK_OUT, ONE_SCALE
-                )
-                product = tl.dot(weight.load([N + col, begin + offset]), value.T)
-                acc_up += product * multiplied(by_row, by_up, ONE_SCALE).T
-                by_up = next_by_up
-            by_row, by_out = next_by_row, next_by_out
+                up_coming = _scales(x_scales, group_stride, scales, rows, N + col, N + cols,
+                                    2 * N, following, GROUPS, BLOCKS, BLOCK_OUT,
+                                    ONE_SCALE)  # fmt: skip
+            for part in tl.static_range(BLOCKS):
+                start = begin + offset + part * BLOCK_K
+                value = x.load([0, start])
+                acc += tl.dot(weight.load([col, start]), value.T) * factors[part]
+                if ACT != "none":
+                    acc_up += tl.dot(weight.load([N + col, start]), value.T) * up_factors[part]
+            factors = _multiplied(coming, BLOCKS, ONE_SCALE)
+            up_factors = _multiplied(up_coming, BLOCKS, ONE_SCALE) if ACT != "none" else factors
     is_last = True
     if SPLITS > 1:
         offs = tl.arange(0, ROWS)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]

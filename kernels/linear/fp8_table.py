@@ -57,14 +57,24 @@ def choose_matvec_tuning(width_in: int, width_out: int, role: LinearRole) -> Lin
 def choose_rows_tuning(
     num_rows: int, width_in: int, width_out: int, role: LinearRole, *, blocks: bool = False
 ) -> RowsTuning:
-    """Pick the layout for rows that are tall; with `blocks` of 128 columns a step has as many."""
-    if num_rows <= 16 and width_in >= 4096 and role is not LinearRole.GATED and not blocks:
+    """Pick the layout for rows that are tall, of weights with a scale per output or in `blocks`."""
+    if blocks:
+        return _choose_over_blocks(num_rows, width_out, role)
+    if num_rows <= 16 and width_in >= 4096 and role is not LinearRole.GATED:
         # Long steps: 17.5 us for `down` of 8 rows, where two programs for a tile took 18.3.
         return RowsTuning(64, 512, 4, 4)
-    tuning = _choose_rows_tuning(num_rows, width_in, width_out, role)
-    if not blocks or tuning.block_k == GROUP:
-        return tuning
-    return replace(tuning, block_k=GROUP, stages=min(8, tuning.stages * tuning.block_k // GROUP))
+    return _choose_rows_tuning(num_rows, width_in, width_out, role)
+
+
+def _choose_over_blocks(num_rows: int, width_out: int, role: LinearRole) -> RowsTuning:
+    """Pick the layout over blocks: a product is waited for every 128 columns, so programs share."""
+    if role is LinearRole.GATED:
+        return RowsTuning(64, GROUP, 4, 5 if num_rows <= 16 else 3)
+    if 2 * ceil_div(width_out, 64) <= _PROCESSORS:
+        return RowsTuning(64, GROUP, 4, 4, splits=2, blocks=2)
+    if num_rows <= 16:
+        return RowsTuning(64, GROUP, 4, 4, blocks=2)
+    return RowsTuning(64, GROUP, 4, 8 if num_rows <= 64 else 5)
 
 
 def _choose_rows_tuning(
@@ -90,9 +100,11 @@ def _choose_rows_tuning(
 
 def is_tall(num_rows: int, width_out: int, role: LinearRole, *, blocks: bool = False) -> bool:
     """Say whether weights are the tall operand, read once for all rows; width_out: behind gates."""
+    is_gate = role is LinearRole.GATED
+    if blocks:
+        return num_rows <= (MAX_TALL_ROWS // 2 if is_gate else MAX_TALL_ROWS)
     if num_rows <= MAX_TALL_ROWS:
         return True
-    is_gate = role is LinearRole.GATED and not blocks
     return is_gate and num_rows <= MAX_GATED_ROWS and is_wide(2 * width_out)
 
 
@@ -104,7 +116,7 @@ def is_wide(width_out: int) -> bool:
 def choose_blocks_tuning(num_rows: int, width_out: int) -> BlocksTuning:
     """Pick the tile of rows times blocks of a weight: tall ones where there are enough of them."""
     tall = ceil_div(num_rows, 256) * ceil_div(width_out, GROUP)
-    if num_rows >= 512 and tall >= _PROCESSORS:
+    if num_rows > 128 and tall >= _PROCESSORS:
         return BlocksTuning(256, 4, group=8)
     return BlocksTuning(128, 5, group=8)
 

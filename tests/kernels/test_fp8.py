@@ -20,6 +20,7 @@ from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import (
+    choose_blocks_tuning,
     choose_matmul_tuning,
     choose_matvec_tuning,
     choose_rows_tuning,
@@ -231,7 +232,7 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
     exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
     fusion = Fusion(bias=randn(num_outputs, seed=2), act="silu" if is_gate else None)
     expected = reference.fused_linear(exact, weight, bias=fusion.bias, act=fusion.act)
-    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2)
+    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2, blocks=2)
     for tuning in (None, several if rows <= 128 else MatmulTuning(128, 128, 128, 8, 2)):
         got = fp8_linear(
             x, values, blocks, fusion, block_outputs=block_outputs, out_dtype=torch.float32,
@@ -331,7 +332,10 @@ def test_layouts_suit_the_shape() -> None:
     assert choose_rows_tuning(17, 4096, 6144, LinearRole.PLAIN).splits == 1
     few = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL)
     assert (few.block_k, few.splits) == (512, 1)
-    assert choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True).splits == 2
+    over_blocks = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True)
+    assert (over_blocks.block_k, over_blocks.splits, over_blocks.blocks) == (128, 2, 2)
+    assert choose_blocks_tuning(256, 28672).block_m == 256
+    assert choose_blocks_tuning(256, 6144).block_m == 128
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
     assert (down.by_warp, longer.by_warp) == (True, False)
     assert is_wide(28672)
