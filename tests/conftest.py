@@ -1,5 +1,6 @@
 """Settings that have to be made before anything imports Triton, and which tests start processes."""
 
+import gc
 import os
 import signal
 import sys
@@ -20,6 +21,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # An example of 200 ms fails by default, which says how busy the machine is.
 hypothesis.settings.register_profile("tokenbus", deadline=None)
 hypothesis.settings.load_profile("tokenbus")
+
+# What modules of tests import are millions of objects that stay: no collection looks at them.
+gc.disable()
 
 # Fixtures that start a server or a worker, alone or by way of others.
 PROCESS_FIXTURES = {"deployment", "own_server", "private_server", "server"}
@@ -46,11 +50,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Plant the stem of workers' children, if there will be any."""
+    """Collect garbage from here on; plant the stem of workers' children, if there will be any."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
     if any(item.get_closest_marker("processes") for item in session.items):
         from workers import stem
 
         stem.plant()
+
+
+def pytest_unconfigure() -> None:
+    """Let extensions find at the end what they look for."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)

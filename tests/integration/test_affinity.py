@@ -66,7 +66,11 @@ async def test_jobs_of_a_prefix_go_to_the_worker_that_holds_it(
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
-@pytest.mark.parametrize("group", [None, "shop"], ids=["by-tenant", "in-one-group"])
+@pytest.mark.parametrize(
+    "group",
+    [None, pytest.param("shop", marks=pytest.mark.slow)],
+    ids=["by-tenant", "in-one-group"],
+)
 async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_forth(
     client: AsyncClient, redis_url: str, pool: str, tmp_path: Path, group: str | None
 ) -> None:
@@ -101,6 +105,7 @@ async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_for
         assert running.stats.num_running == running.stats.num_waiting == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_beginnings_that_go_apart_are_served_without_going_in_circles(
     client: AsyncClient, redis_url: str, pool: str, tmp_path: Path

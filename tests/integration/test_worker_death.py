@@ -322,7 +322,9 @@ async def test_engines_that_die_of_nothing_come_back_after_growing_pauses(
 
 
 @pytest.mark.parametrize(
-    "cut", ["kill_connections", "forget_scripts", "pause_writes"], ids=lambda name: name
+    "cut",
+    ["kill_connections", "forget_scripts", pytest.param("pause_writes", marks=pytest.mark.slow)],
+    ids=lambda name: name,
 )
 async def test_trouble_with_the_server_costs_a_pause(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str, cut: str

@@ -14,6 +14,8 @@ from tokenbus.engine.interfaces import ForwardContext, PagedAttention
 from tokenbus.engine.kv_cache import AttentionSpec, KVCache
 from tokenbus.engine.native_library import native_library
 
+pytestmark = pytest.mark.each_value
+
 _CPU = torch.device("cpu")
 # (queries of this pass, tokens after it) per sequence.
 _DECODES = [(1, 1), (1, 15), (1, 16), (1, 17), (1, 64), (1, 65), (1, 300)]

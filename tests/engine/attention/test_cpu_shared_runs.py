@@ -16,6 +16,8 @@ from tokenbus.engine.kv_cache import AttentionSpec, KVCache
 from tokenbus.engine.native_library import native_library
 from tokenbus.engine.scheduling.prefix_grouping import SharedRun, find_shared_runs
 
+pytestmark = pytest.mark.each_value
+
 _CPU = torch.device("cpu")
 
 

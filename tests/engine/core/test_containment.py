@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tokenbus.engine.execution.pending_step import PendingStep
     from tokenbus.engine.scheduling.sequence import Sequence
 
+pytestmark = pytest.mark.each_value
+
 Run = Callable[..., dict[tuple[int, int], Any]]
 
 GOOD, BAD = 0, 1

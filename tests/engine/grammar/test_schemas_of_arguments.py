@@ -216,6 +216,7 @@ class Calls:
     "name", [name if name != SLOW else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.each_value
 def test_arguments_satisfy_their_schema(family: str, name: str) -> None:
     """What satisfies it passes and is read back; nothing that passes is read as what does not."""
     schema, good, bad = CASES[name]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.grammar.grammar import CompiledGrammar
     from tokenbus.engine.text.chat_prompt import ChatPrompt
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.each_value]
 
 
 @dataclass(frozen=True)
