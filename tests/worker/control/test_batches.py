@@ -116,8 +116,11 @@ WRONG_LINES: list[tuple[Any, str]] = [
 async def test_input_with_a_wrong_line_is_not_run(desk: BatchDesk, tmp_path: Path) -> None:
     """The error names the line and what is wrong with it; no job was made of any line."""
     async with batches_run(desk, tmp_path):
-        for line, code in WRONG_LINES:
-            batch_id = await desk.create([completion_line(0), line, completion_line(2)], model="m")
+        batch_ids = [
+            await desk.create([completion_line(0), line, completion_line(2)], model="m")
+            for line, _ in WRONG_LINES
+        ]
+        for batch_id, (line, code) in zip(batch_ids, WRONG_LINES, strict=True):
             state = await desk.ended(batch_id)
             assert state.status is BatchStatus.FAILED, line
             [error] = state.errors
