@@ -223,6 +223,9 @@ class _Connection:
         self._reader, self._writer = reader, writer
         self._server_reader, self._server_writer = server_reader, server_writer
         self._trap: Trap | None = None
+        self._num_owed = 0
+        self._is_paid = asyncio.Event()
+        self._is_paid.set()
 
     def give_up(self) -> None:
         """Close a trap whose reply will never come: somebody else cut the connection first."""
@@ -237,9 +240,13 @@ class _Connection:
             parser.feed(data)
             while (call := parser.gets()) is not False:
                 if self._proxy.reply_to_all:
+                    await self._is_paid.wait()
                     self._writer.write(self._proxy.reply_to_all + b"\r\n")
                     continue
                 trap = self._proxy.trap_of(call)
+                if trap is not None:
+                    # Calls of one connection may be under way together; replies keep their order.
+                    await self._is_paid.wait()
                 if trap is not None and trap.answer:
                     self._writer.write(f"-{trap.answer}\r\n".encode())
                     trap.close()
@@ -252,14 +259,20 @@ class _Connection:
                     await trap.opened()
                     trap = None
                 self._trap = trap or self._trap
+                self._owe(1)
                 self._server_writer.write(hiredis.pack_command(tuple(call)))
             await self._server_writer.drain()
 
     async def carry_replies(self) -> None:
-        """Forward replies; a connection has one call under way, so the next bytes answer it."""
+        """Forward replies; a call with a trap is sent alone, so the next bytes answer it."""
+        parser = hiredis.Reader()
         with contextlib.suppress(OSError):
             while data := await self._server_reader.read(_READ_BYTES):
                 await self._proxy.flows()
+                parser.feed(data)
+                while parser.gets() is not False:
+                    # What a channel says answers no call.
+                    self._owe(-1)
                 trap, self._trap = self._trap, None
                 if trap is not None and trap.moment is Moment.LOST:
                     trap.close()
@@ -268,4 +281,12 @@ class _Connection:
                 await self._writer.drain()
                 if trap is not None:
                     trap.close()
+        self._is_paid.set()
         self._writer.transport.abort()
+
+    def _owe(self, more: int) -> None:
+        self._num_owed = max(0, self._num_owed + more)
+        if self._num_owed:
+            self._is_paid.clear()
+        else:
+            self._is_paid.set()
