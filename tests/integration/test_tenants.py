@@ -12,6 +12,7 @@ from patience import PATIENCE_S
 from workers.null_workers import command, expected_text, follow, leaked_keys, worker
 
 from tokenbus.producer import Client
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.client.dead_letters import DeadLetters
 from tokenbus.producer.errors import JobLost, JobUnknown
 from tokenbus.worker.control.crons import Crons
@@ -20,7 +21,6 @@ from tokenbus.worker.control.timetable import Entry, Timetable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
 
 TENANTS = ("default", "shop", "a/b:c@d")
@@ -123,17 +123,19 @@ async def test_forged_events_of_other_jobs_are_not_ones_own(
 ) -> None:
     """A message that names another id or tenant is left out by the readers of a channel."""
     job = await client.submit("hello", seed=1, max_tokens=30, id="mine", tenant="shop")
-    reading = asyncio.create_task(follow(client, job))
     end = {"v": 2, "epoch": 9, "choice": 0, "from": 1, "to": 0, "text": "", "ids": [], "ends": []}
     end |= {"finish": {"reason": "stop"}}
     names = [{"job": "mine"}, {"job": "mine", "tenant": "other"}, {"job": "x", "tenant": "shop"}]
-    async with asyncio.timeout(PATIENCE_S):
-        while not await command(client.scripts, "PUBLISH", job.channel, "{}"):
-            pass
-    for name in names:
-        await command(client.scripts, "PUBLISH", job.channel, json.dumps(end | name))
-    async with worker(pool, redis_url):
-        assert (await reading).text == expected_text(1, 30)
+    # Who submitted it reads a channel of its own.
+    async with await AsyncClient.connect(redis_url, pool=pool) as other:
+        reading = asyncio.create_task(follow(other, job))
+        async with asyncio.timeout(PATIENCE_S):
+            while not await command(client.scripts, "PUBLISH", job.channel, "{}"):
+                pass
+        for name in names:
+            await command(client.scripts, "PUBLISH", job.channel, json.dumps(end | name))
+        async with worker(pool, redis_url):
+            assert (await reading).text == expected_text(1, 30)
 
 
 async def test_name_of_a_cron_is_taken_by_nobody_else(

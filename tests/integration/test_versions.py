@@ -17,6 +17,7 @@ from workers.null_workers import command, expected_text, follow, leaked_keys, wo
 from workers.stubs import running
 from workers.stubs import until as server_says
 
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.contract.new_job import digest_of, new_job
 from tokenbus.producer.contract.result import JobResult
@@ -24,7 +25,6 @@ from tokenbus.producer.contract.schema import JobRequest, StoredRequest
 from tokenbus.producer.errors import IdempotencyConflict, JobUnknown, SchemaMismatch
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
 
 BOTH = "speaks wire version 3; this release speaks 1 and 2"
@@ -230,20 +230,22 @@ def test_stored_request_says_what_its_reader_must_know(given: dict[str, Any], st
 
 
 async def test_unknown_fields_inside_version_2_are_left_out(
-    client: AsyncClient, scripts: Scripts
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
 ) -> None:
     """Events, entries and results of version 2 may carry more than this release reads."""
     job = await client.submit("hello", max_tokens=4, id="more", tenant="shop")
-    reading = asyncio.create_task(follow(client, job))
     wire = {"v": 2, "job": "more", "tenant": "shop", "epoch": 1, "choice": 0, "ids": [7]}
     wire |= {"from": 1, "to": 1, "text": "a", "ends": [1], "parts": [{"kind": "new"}]}
     finish = {"reason": "stop", "usage": {"completion_tokens": 1, "more": 2}, "also": []}
     end = wire | {"from": 2, "to": 1, "text": "", "ids": [], "ends": [], "finish": finish}
-    async with asyncio.timeout(PATIENCE_S):
-        while not reading.done():
-            for message in (wire, end):
-                await command(scripts, "PUBLISH", job.channel, json.dumps(message))
-            await asyncio.wait([reading], timeout=0.05)
+    # Who submitted it reads a channel of its own.
+    async with await AsyncClient.connect(redis_url, pool=pool) as other:
+        reading = asyncio.create_task(follow(other, job))
+        async with asyncio.timeout(PATIENCE_S):
+            while not reading.done():
+                for message in (wire, end):
+                    await command(scripts, "PUBLISH", job.channel, json.dumps(message))
+                await asyncio.wait([reading], timeout=0.05)
     story = await reading
     assert (story.text, story.reason) == ("a", "stop")
     stored = {"v": 2, "job": "more", "tenant": "shop", "epoch": 1, "finish": finish, "news": {}}

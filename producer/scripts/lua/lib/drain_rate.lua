@@ -36,8 +36,7 @@ local function drained(worker, jobs, tokens, prompts, held, left, now, still_wai
   end
   redis.call('HSET', K.drain, 'workers', redis.call('SCARD', K.workers))
   if still_waiting then
-    redis.call('HSETNX', K.drain, 'since', now)
-    redis.call('HSET', K.drain, 'full', held + jobs)
+    redis.call('HSET', K.drain, 'since', since or now, 'full', held + jobs)
     redis.call('HSET', K.worker .. worker, 'left', string.format('%d %.0f %d', held + jobs, now, young))
   else
     redis.call('HDEL', K.drain, 'since')
