@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -35,10 +36,12 @@ def test_that_starts_nothing(): ...
 
 
 def _run(folder: Path, *args: str) -> str:
+    path = filter(None, (str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH")))
     run = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider",
          "-o", "markers=processes: starts processes", "--rootdir", str(folder), *args],
         cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
     )  # fmt: skip
     return run.stdout
 

@@ -171,10 +171,10 @@ def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> Non
     [
         ([], "COMMAND"),
         (["fly"], "'fly'"),
-        (["submit"], "prompt"),
+        (["submit"], "PROMPT"),
         (["submit", "hi", "--max-tokens", "many"], "--max-tokens"),
         (["worker", "--engine", "steam"], "--engine"),
-        (["model", "pull"], "alias"),
+        (["model", "pull"], "NAME"),
     ],
 )
 def test_wrong_arguments_get_one_sentence_and_code_2(

@@ -309,8 +309,10 @@ async def test_dropped_result_is_told_to_whoever_asks(client: AsyncClient) -> No
 
 async def test_closed_client_wakes_its_streams(redis_url: str, scripts: Scripts) -> None:
     """Closing a client ends streams that wait, with an error of their own."""
+    # Who submitted it reads a channel of its own.
+    async with await AsyncClient.connect(redis_url, scripts.keys.pool) as submitter:
+        job = await submitter.submit("x")
     client = await AsyncClient.connect(redis_url, scripts.keys.pool)
-    job = await client.submit("x")
     waiting = asyncio.create_task(rest(client, job.job_id))
 
     async def is_subscribed() -> bool:
