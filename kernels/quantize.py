@@ -105,6 +105,11 @@ class QuantizedRows:
         """Scales from those of a group to those of the next, 0 if rows have one alone."""
         return self.scales.stride(1) if self.scales.dim() > 1 else 0
 
+    @property
+    def in_tiles(self) -> Tensor:
+        """Return the values with the rows behind them that fill a tile, where there are any."""
+        return self.values if self.room is None else self.room
+
 
 def _tile_rows(num_rows: int) -> int:
     """Return rows that whole tiles of a product hold."""

@@ -196,7 +196,8 @@ def fp8_blocks_kernel(
 def takes_blocks(device: torch.device, out_dtype: torch.dtype, block_outputs: int) -> bool:
     """Say whether a device has what the kernel is made of, and tiles lie in blocks."""
     is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-    return is_hopper and out_dtype.itemsize == 2 and block_outputs > 0 == block_outputs % GROUP
+    lie_in_blocks = block_outputs > 0 and block_outputs % GROUP == 0
+    return is_hopper and out_dtype.itemsize == 2 and lie_in_blocks
 
 
 def _described(tensor: Tensor, height: int, dtype: gl.dtype) -> TensorDescriptor:
@@ -223,7 +224,7 @@ def multiply_blocks(
     tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, GROUP)
     kept = gl.bfloat16 if out.dtype == torch.bfloat16 else gl.float16
     fp8_blocks_kernel[(min(num_processors(out.device), tiles),)](
-        _described(x.values if x.room is None else x.room, tuning.block_m, gl.float8e4nv),
+        _described(x.in_tiles, tuning.block_m, gl.float8e4nv),
         x.scales,
         x.group_stride,
         _described(values, GROUP, gl.float8e4nv),

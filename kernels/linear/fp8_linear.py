@@ -190,9 +190,7 @@ def _by_torch(x: QuantizedRows, values: Tensor, scales: Tensor, bias: Tensor | N
 
 
 def _described(x: QuantizedRows, height: int, width: int) -> TensorDescriptor:
-    """Describe tiles of rows, with those behind them that fill a tile."""
-    rows = x.values if x.room is None else x.room
-    return TensorDescriptor.from_tensor(rows, [height, width])
+    return TensorDescriptor.from_tensor(x.in_tiles, [height, width])
 
 
 def _launch_matmul(
