@@ -112,8 +112,10 @@ async def test_event_of_version_1_from_another_database_is_dropped(
     redis_url: str, pool: str
 ) -> None:
     """Workers of version 1 publish on the channels of database 0 wherever they are."""
+    # Who submitted it reads a channel of its own.
+    async with await AsyncClient.connect(redis_url, pool=pool) as submitter:
+        job = await submitter.submit("hello", seed=1, max_tokens=30, id="mine")
     async with await AsyncClient.connect(redis_url, pool=pool, settings=PATIENT) as client:
-        job = await client.submit("hello", seed=1, max_tokens=30, id="mine")
         begun = asyncio.Event()
         reading = asyncio.create_task(follow(client, job, lambda _: begun.set()))
         wire = {"v": 1, "job": "mine", "epoch": 1, "choice": 0, "text": "", "ids": [], "ends": []}
