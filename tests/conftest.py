@@ -10,7 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import structlog
-from matrix import leave_out_cells, share_servers
+from matrix import leave_out_cells, mix_files, share_servers
 
 # Triton decides at its first import whether its own functions are interpreted, and transformers
 # imports it on the way to a model; a GPU's driver shows as this device file.
@@ -40,13 +40,26 @@ def logs_as_before() -> Iterator[None]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what stands on a process for `make check`, and the rest of a matrix for `make test`."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what stands on a process for `make check`, and the rest of a matrix for `make test`.
+
+    Processes of xdist that share cores get files that wait and files that compute in turn.
+    """
     leave_out_cells(items)
     share_servers(items)
     for item in items:
         if PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.processes)
+    if hasattr(config, "workerinput"):
+        mix_files(items, "processes")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run a process more than there are cores, unless the tests that wait are left out."""
+    own = hasattr(os, "sched_getaffinity")
+    num_cores = len(os.sched_getaffinity(0)) if own else os.cpu_count() or 1
+    return num_cores + ("not processes" not in config.option.markexpr)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

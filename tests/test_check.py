@@ -9,8 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from matrix import mix_files
 from patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +62,22 @@ def test_process_without_the_mark_is_told(tmp_path: Path) -> None:
     }
     assert "mark it `pytest.mark.processes`" in told
     assert "4 passed" in _run(tmp_path)
+
+
+def test_files_that_wait_come_between_those_that_compute() -> None:
+    """Neither kind is left for the end, files that wait still less, and a file stays together."""
+    kinds = {name: name < "e" for name in "abcdefghijkl"}
+    tests = [
+        SimpleNamespace(path=name, number=number, get_closest_marker=lambda _, waits=waits: waits)
+        for name, waits in kinds.items()
+        for number in range(2)
+    ]
+    items: Any = [*tests]
+    mix_files(items, "processes")
+    assert [(item.path, item.number) for item in items[::2]] == [
+        (name, 0) for name in "aefbghcidjkl"
+    ]
+    assert [(item.path, item.number) for item in items[1::2]] == [(i.path, 1) for i in items[::2]]
 
 
 def test_check_names_what_exists() -> None:

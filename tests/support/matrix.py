@@ -1,4 +1,4 @@
-"""Which cells of a matrix `make test` runs; the others are `slow`.
+"""Which cells of a matrix `make test` runs, and in which order files come; other cells are `slow`.
 
 A test marked `each_value` runs for few cells that have each value of each parameter in them. Of the
 other tests on both kinds of server those of what a server itself does or refuses run on both; each
@@ -16,9 +16,12 @@ import pytest
 
 SERVER_KINDS = ("valkey", "redis")
 ON_EACH_SERVER = {"test_server_refuses.py", "test_versions.py"}
+# The part of a run in which all files of waiting tests begin: they are the long ones.
+_WAITS_END = 0.8
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 
 def leave_out_cells(items: Iterable[pytest.Item]) -> None:
@@ -51,6 +54,25 @@ def share_servers(items: Iterable[pytest.Item]) -> None:
             kept = SERVER_KINDS[crc32(name.encode()) % len(SERVER_KINDS)]
             for kind in by_kind.keys() - {kept}:
                 by_kind[kind].add_marker(pytest.mark.slow)
+
+
+def mix_files(items: list[pytest.Item], waiting: str) -> None:
+    """Put files whose tests have the mark `waiting` evenly between the others, all before the end.
+
+    They wait for processes, leases and deadlines, and leave a core to what computes beside them.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    kinds: dict[bool, list[Path]] = {True: [], False: []}
+    for path, own in files.items():
+        kinds[any(item.get_closest_marker(waiting) for item in own)].append(path)
+    places = {
+        path: number / len(paths) * (_WAITS_END if waits else 1)
+        for waits, paths in kinds.items()
+        for number, path in enumerate(paths)
+    }
+    items[:] = [item for path in sorted(files, key=places.__getitem__) for item in files[path]]
 
 
 def covering(cells: list[set[Any]]) -> set[int]:
