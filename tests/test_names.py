@@ -42,12 +42,12 @@ def _names(module: str, tree: ast.Module) -> set[str]:
             names.add(node.attr)
         if isinstance(node, ast.ClassDef | ast.Module):
             for line in node.body:
+                if not isinstance(line, ast.Assign | ast.AnnAssign):
+                    continue
                 names |= {
                     target.id
                     for target in ast.walk(line)
-                    if isinstance(line, ast.Assign | ast.AnnAssign)
-                    and isinstance(target, ast.Name)
-                    and isinstance(target.ctx, ast.Store)
+                    if isinstance(target, ast.Name) and isinstance(target.ctx, ast.Store)
                 }
     return names
 

@@ -81,7 +81,9 @@ def _imported(node: ast.AST, package: str) -> set[str]:
             base = ".".join(package.split(".")[: 1 - level or None]) if level else ""
             full = ".".join(part for part in (base, module) if part)
             return {f"{full}.{alias.name}" for alias in aliases}
-        case ast.Call(func=func, args=args) if ast.unparse(func).endswith("import_module"):
+        case ast.Call(
+            func=ast.Attribute(attr="import_module") | ast.Name(id="import_module"), args=args
+        ):
             return {str(arg.value) for arg in args if isinstance(arg, ast.Constant)}
     return set()
 
