@@ -91,11 +91,13 @@ lint-packages: $(STAMP)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# The stamp is written last, so that an interrupted installation starts over.
+# The stamp is written last, so that an interrupted installation starts over. Packages are compiled on
+# every core, where pip has one for it; among them are sources for other Pythons, which do not compile.
 $(STAMP): pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { \
 		echo "tokenbus needs Python 3.11 or newer with the venv module; set PYTHON=..." >&2; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON): about 1 GB, a minute or two on the first run"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile -e ".[dev]"
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
