@@ -1,5 +1,6 @@
 """Settings that have to be made before anything imports Triton, and which tests start processes."""
 
+import atexit
 import gc
 import os
 import signal
@@ -22,8 +23,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("tokenbus", deadline=None)
 hypothesis.settings.load_profile("tokenbus")
 
-# What modules of tests import are millions of objects that stay: no collection looks at them.
+# What modules of tests import are millions of objects that stay: no collection looks at them, but
+# the last one, in which extensions find what they look for.
 gc.disable()
+atexit.register(gc.unfreeze)
 
 # Fixtures that start a server or a worker, alone or by way of others.
 PROCESS_FIXTURES = {"deployment", "own_server", "private_server", "server"}
@@ -64,7 +67,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Collect garbage from here on; plant the stem of workers' children, if there will be any."""
-    gc.collect()
     gc.freeze()
     # Tests make and drop many objects at once: by the defaults a parser of our sources, for one,
     # spends two thirds of its time on collections.
@@ -74,11 +76,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from workers import stem
 
         stem.plant()
-
-
-def pytest_unconfigure() -> None:
-    """Let extensions find at the end what they look for."""
-    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)
