@@ -66,16 +66,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Collect garbage from here on; plant the stem of workers' children, if there will be any."""
+    """Collect garbage from here on; plant what processes of tests are forked from, if any."""
     gc.freeze()
     # Tests make and drop many objects at once: by the defaults a parser of our sources, for one,
     # spends two thirds of its time on collections.
     gc.set_threshold(50_000, 20, 20)
     gc.enable()
     if any(item.get_closest_marker("processes") for item in session.items):
-        from workers import stem
+        from workers import forkserver, stem
 
         stem.plant()
+        forkserver.plant()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from patience import PATIENCE_S
 from rides.scale import IS_SHORT
 from workers import forked_engine
+
+from tokenbus.worker.process import child
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,6 +46,33 @@ IMPORTS = [
     *([] if IS_SHORT else forked_engine.IMPORTS),
 ]
 FORKS.set_forkserver_preload(IMPORTS)
+
+
+def plant() -> None:
+    """Fork the forking process from that of the tests, which has imported most of it already.
+
+    Executed at the first use, it takes five seconds of CPU time. Call it where nothing runs.
+    """
+    if sys.platform != "linux":
+        return
+    resource_tracker.ensure_running()
+    with mock.patch.object(util, "spawnv_passfds", _fork_server):
+        forkserver.ensure_running()
+
+
+def _fork_server(_path: str, _args: list[str], handles: list[int]) -> int:
+    """Do what the module would do in a new interpreter; return the process id."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        listener, alive = handles
+        child.die_with_parent(parent)
+        # What is missing is imported once it is asked for anything.
+        select.select([listener], [], [])
+        gc.freeze()
+        forkserver.main(listener, alive, IMPORTS)
+        os._exit(0)
+    return pid
 
 
 def _work(values: dict[str, Any], clock_error_s: float) -> None:
