@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _COMPILERS = ("c++", "g++", "clang++")
 _SOURCES = Path(__file__).parent
@@ -27,8 +33,8 @@ class CompilerMissing(Exception):
 def compiled_library(cache: Path, target: str | None = None) -> Path:
     """Return the shared library for this machine, compiling it into `cache` unless it is there.
 
-    Several processes may call it at once: the library appears by one rename. `target` is the
-    compiler's flag for a processor, by default that of this machine.
+    Several processes may call it at once: one compiles, and the others wait for it. `target` is
+    the compiler's flag for a processor, by default that of this machine.
     Raises: CompilerMissing if there is no compiler or it fails.
     """
     arm = platform.machine() in ("aarch64", "arm64")
@@ -42,16 +48,35 @@ def compiled_library(cache: Path, target: str | None = None) -> Path:
         raise CompilerMissing(f"there is no C++ compiler ({', '.join(_COMPILERS)})")
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=cache, suffix=".tmp")
-        os.close(handle)
-        try:
-            _run([compiler, *flags, str(_SOURCES / "library.cpp"), "-o", name])
-            Path(name).replace(library)
-        finally:
-            Path(name).unlink(missing_ok=True)
+        with _alone(cache):
+            if not library.is_file():
+                _compile(compiler, flags, library)
     except OSError as error:
         raise CompilerMissing(f"nothing can be compiled into {cache}: {error}") from error
     return library
+
+
+@contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Keep other processes that compile into a folder waiting; a file system may know no locks."""
+    handle = os.open(cache, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _compile(compiler: str, flags: tuple[str, ...], library: Path) -> None:
+    """Compile the library; it appears whole, by one rename."""
+    handle, name = tempfile.mkstemp(dir=library.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        _run([compiler, *flags, str(_SOURCES / "library.cpp"), "-o", name])
+        Path(name).replace(library)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _run(command: list[str]) -> None:

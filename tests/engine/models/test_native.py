@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -298,6 +300,21 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CompilerMissing, match="too old for this"):
         compiled_library(tmp_path / "kernels")
     assert list((tmp_path / "kernels").iterdir()) == []
+
+
+def test_processes_that_need_the_library_at_once_compile_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one waits for the first, and takes what that has made."""
+    compiler, cache = tmp_path / "bin" / "c++", tmp_path / "kernels"
+    compiler.parent.mkdir()
+    compiler.write_text('#!/bin/sh\necho "$@" >> "$0.calls"; sleep 0.2\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{compiler.parent}:{os.environ['PATH']}")
+    with ThreadPoolExecutor(4) as threads:
+        made = set(threads.map(compiled_library, [cache] * 4))
+    assert [*cache.iterdir()] == [*made]
+    assert len((compiler.parent / "c++.calls").read_text().splitlines()) == 1
 
 
 def test_another_processor_gets_a_library_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

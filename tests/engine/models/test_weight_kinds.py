@@ -161,10 +161,10 @@ class _KindReader(PlainReader):
         return PlainWeight(weight.dequantised().to(self._dtype)) if self._dense else weight
 
 
-@pytest.mark.parametrize("backend", [cpu_backend(), stepwise_backend()], ids=["native", "torch"])
+@pytest.mark.parametrize("make", [cpu_backend, stepwise_backend], ids=["native", "torch"])
 @pytest.mark.parametrize("name", _MAKERS)
 def test_a_cpu_multiplies_by_every_kind(
-    name: str, backend: Any, caplog: pytest.LogCaptureFixture
+    name: str, make: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Tokens are those of the numbers that weights stand for; the log says how they are kept."""
     config = LlamaConfig(**tiny_sizes(eos_token_id=None))
@@ -176,7 +176,7 @@ def test_a_cpu_multiplies_by_every_kind(
             model = build_model(
                 config,
                 weights,
-                backend,
+                make(),
                 dtype=_DTYPE,
                 max_model_len=1024,
                 reader=_KindReader(name, _DTYPE, dense=dense),
