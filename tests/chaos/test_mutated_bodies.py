@@ -10,13 +10,14 @@ import json
 import secrets
 import zlib
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from mutants.bodies import Mutant, mutants
 from patience import PATIENCE_S, until_within
-from rides.scale import SEED, number_of
+from rides.scale import IS_SHORT, SEED, number_of
 from workers.null_workers import command, follow, worker
 
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
@@ -25,6 +26,7 @@ from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, Sampli
 from tokenbus.producer.client.async_client import Job
 from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
 from tokenbus.producer.errors import IdempotencyConflict, QueueFull, RequestInvalid
+from tokenbus.worker.pool import pull_loop
 
 if TYPE_CHECKING:
     from models.tiny_model import TinyModel
@@ -36,8 +38,9 @@ NUM_BODIES = number_of("BODIES", 200, 10_000)
 BATCH = 100
 # What the real engine answers within at any time, once nothing else runs.
 LIMIT_S = 5.0
-# A job too large for every worker waits half a minute for a larger one: the next batch comes
-# meanwhile, and its end is looked for later.
+# A job too large for every worker waits half a minute for a larger one, in a short row less: the
+# next batch comes meanwhile, and its end is looked for later.
+TOO_LARGE_AFTER_MS = 2_000 if IS_SHORT else 30_000
 GRACE_S = 1.0
 GOOD = "good evening"
 NUM_GOOD_TOKENS = 8
@@ -120,9 +123,16 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 async def test_mutated_bodies_hurt_nobody(
-    client: AsyncClient, redis_url: str, pool: str, model: TinyModel, seed: int
+    client: AsyncClient,
+    redis_url: str,
+    pool: str,
+    model: TinyModel,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No engine dies, nothing hangs, a good job ends as before, and memory stays where it was."""
+    budget = partial(pull_loop.Budget, too_large_after_ms=TOO_LARGE_AFTER_MS)
+    monkeypatch.setattr(pull_loop, "Budget", budget)
     expected = model.greedy(GOOD, NUM_GOOD_TOKENS)
     outcomes: Counter[str] = Counter()
     memory = 0
