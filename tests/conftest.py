@@ -5,12 +5,14 @@ import gc
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 import structlog
+from loopback import sitecustomize as contacts
 from matrix import leave_out_cells, mix_files, share_servers
 
 # Triton decides at its first import whether its own functions are interpreted, and transformers
@@ -22,6 +24,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # An example of 200 ms fails by default, which says how busy the machine is.
 hypothesis.settings.register_profile("tokenbus", deadline=None)
 hypothesis.settings.load_profile("tokenbus")
+
+contacts.watch(Path(tempfile.gettempdir()) / f"tokenbus-contacts-{os.getpid()}")
 
 # What modules of tests import are millions of objects that stay: no collection looks at them, but
 # the last one, in which extensions find what they look for.
@@ -40,6 +44,14 @@ def logs_as_before() -> Iterator[None]:
     """Take back how a test set up its log: the next one in this process may look for a warning."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def nothing_beyond_the_loopback() -> Iterator[None]:
+    """Fail a test that, or a child of which, has tried to reach another machine."""
+    yield
+    if refused := contacts.take_notes():
+        pytest.fail(f"it went beyond the loopback:\n{refused}")
 
 
 @pytest.hookimpl(tryfirst=True)

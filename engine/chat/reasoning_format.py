@@ -84,7 +84,7 @@ _ALL = (
     ReasoningFormat("minimax-m3", "<mm:think>", "</mm:think>"),
     ReasoningFormat("kimi-vl", "◁think▷", "◁/think▷"),
     ReasoningFormat("minicpm-4", "<|thought_start|>\n", "\n<|thought_end|>\n"),
-    ReasoningFormat("apertus", "<|inner_prefix|>", "<|inner_suffix|>"),
+    ReasoningFormat("apertus", "<|inner_prefix|>", "<|inner_suffix|>", is_closed_by_calls=True),
     ReasoningFormat("gemma-4", "<|channel>thought\n", "\n<channel|>"),
     ReasoningFormat("apriel", *_APRIEL, opens_in_prompt=True),
     ReasoningFormat(

@@ -205,6 +205,8 @@ class AnswerWatch:
                 self._move(_Phase.HEADER)
         elif self._ends_in(self._marks.closes):
             self._move(_Phase.ANSWER)
+        elif self._form.is_closed_by_calls:
+            self._open_calls()
 
     def _head(self, _: int) -> None:
         """Read a header; where the message goes tells what it is."""
@@ -222,12 +224,9 @@ class AnswerWatch:
     def _answer(self, _: int) -> None:
         """Read up to what begins calls, or content that is JSON."""
         marks = self._marks
-        if self._ends_in(marks.calls):
-            if self._form.tags is None:
-                self._move(_Phase.CALLS)
-            else:
-                self._move(_Phase.TOOL if self._ends_in((marks.call,)) else _Phase.TAGS)
-        elif marks.head and not self._is_cut and marks.head.fullmatch(self._text):
+        if self._open_calls():
+            return
+        if marks.head and not self._is_cut and marks.head.fullmatch(self._text):
             self._replay(_Phase.CALLS)
         elif self._ends_in(marks.frame):
             self._move(_Phase.ANSWER)
@@ -237,6 +236,17 @@ class AnswerWatch:
             and not self._may_become([*marks.calls, *marks.frame])
         ):
             self._replay(_Phase.JSON)
+
+    def _open_calls(self) -> bool:
+        """Go on in calls where the text ends in a mark that opens them."""
+        marks = self._marks
+        if not self._ends_in(marks.calls):
+            return False
+        if self._form.tags is None:
+            self._move(_Phase.CALLS)
+        else:
+            self._move(_Phase.TOOL if self._ends_in((marks.call,)) else _Phase.TAGS)
+        return True
 
     def _json(self, byte: int) -> None:
         if self._keys.is_inside and any(map(self._text.endswith, self._marks.barred)):

@@ -54,6 +54,7 @@ class WatchedAnswer:
 
     White space in marks may differ.
     opens, closes: marks of reasoning.
+    is_closed_by_calls: the marks of calls close reasoning too.
     starts_inside: the answer begins in reasoning.
     has_channels: it is a row of messages, each behind a header (gpt-oss).
     frame: marks around the answer, which say nothing.
@@ -69,6 +70,7 @@ class WatchedAnswer:
 
     opens: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
+    is_closed_by_calls: bool = False
     starts_inside: bool = False
     has_channels: bool = False
     frame: tuple[str, ...] = ()

@@ -213,6 +213,9 @@ class ChatRenderer:
         """
         if tools and self.refusal:
             raise RequestRejected("tools", self.refusal)
+        if not self.traits.has_history and _has_answers(messages[:-1]):
+            reason = "the model's chat template renders one exchange, and leaves earlier ones out"
+            raise RequestRejected("messages", reason)
         if continue_final_message and add_generation_prompt:
             reason = "add_generation_prompt and continue_final_message exclude each other"
             raise RequestRejected("continue_final_message", reason)
@@ -297,6 +300,10 @@ class ChatRenderer:
             return opened > closed
         # Some templates open the block before words that are continued.
         return reasoning.is_open_after(text.removesuffix(continued.lstrip()))
+
+
+def _has_answers(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(message.get("role") == "assistant" for message in messages)
 
 
 def _begin_continuation(turns: list[dict[str, Any]], messages: Sequence[Mapping[str, Any]]) -> str:

@@ -54,6 +54,11 @@ class AddedTokens:
         found = self._pattern.search(text)
         return found[0] if found else None
 
+    def leading(self, text: str) -> str | None:
+        """Return the one of them that a text begins with, white space aside."""
+        first = self.first_in(text)
+        return first if first is not None and text.lstrip().startswith(first) else None
+
     def spelled(self, text: str) -> str:
         """Spell a text in Lark, "" if it is empty; white space in it may differ."""
         parts: list[str] = []

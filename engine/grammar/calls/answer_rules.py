@@ -13,7 +13,11 @@ from tokenbus.engine.grammar.calls.call_spelling import CallSpelling
 from tokenbus.engine.grammar.calls.channel_rules import ChannelRules
 from tokenbus.engine.grammar.calls.content_rules import ContentRules
 from tokenbus.engine.grammar.calls.free_text import FreeText
-from tokenbus.engine.grammar.calls.reasoning_rules import before_answer
+from tokenbus.engine.grammar.calls.reasoning_rules import (
+    before_answer,
+    closing_calls,
+    unclosed_thought,
+)
 from tokenbus.engine.grammar.calls.value_rules import json_value
 from tokenbus.engine.grammar.calls.watched_calls import (
     follows_lists,
@@ -24,7 +28,7 @@ from tokenbus.engine.grammar.calls.watched_calls import (
 from tokenbus.engine.grammar.watching.list_places import has_marks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tokenbus.engine.chat.call_format import CallFormat
     from tokenbus.engine.chat.chat_format import ChatFormat
@@ -82,6 +86,7 @@ class AnswerRules:
         is_apart = content is None
         self._ways = [way for way in ways if is_apart or way is ways[0] or self._has_mark(way)]
         self._marks = [self._first_mark(way.opening) for way in self._ways if way.opening.strip()]
+        self._closing_calls = closing_calls(chat_format, tokens, self._barred)
         bare = [way for way in self._ways if not way.opening.strip()]
         self._heads = [pattern for way in bare for pattern in way.head_patterns()]
         self._content = None if content is None else self._content_rules(content)
@@ -118,8 +123,25 @@ class AnswerRules:
         if self._format.has_channels:
             return "", [*self._channels(reasoning), *content]
         rules = [rule for way in self._ways for rule in way.rules()]
-        before = before_answer(self._format, self._tokens, reasoning)
-        return before, [*self._marked(reasoning), *rules, *content]
+        closing = self._closing_calls
+        before = before_answer(self._format, self._tokens, reasoning, closing)
+        thought = unclosed_thought(self._format, self._tokens, reasoning)
+        lines = self._marked(reasoning)
+        if closing and thought is not None:
+            lines = [*self._closed_by_calls(thought, lines), before.removesuffix(SPACE_RULE)]
+            before = ""
+        return before, [*lines, *rules, *content]
+
+    def _closed_by_calls(self, thought: str, lines: Sequence[str]) -> Iterator[str]:
+        """Yield the start of an answer of which calls may close the thought, or its mark."""
+        answer = lines[0].removeprefix("start: ")
+        yield f"start: before answer | {thought} called"
+        yield f"answer: {answer}"
+        calls = [way.start(self._max_calls) for way in self._ways if way.opening.strip()]
+        end = self._free_end if self._is_free else self._frame_end
+        either = f"({' | '.join(calls)})"
+        yield f"called: {sequence((either, end))}"
+        yield from lines[1:]
 
     def _watched(self, reasoning: ReasoningRule) -> str:
         """Return where keys or items may repeat, or marks may stand in JSON; "" for nowhere."""
@@ -223,8 +245,7 @@ class AnswerRules:
 
     def _first_mark(self, opening: str) -> str:
         """Return what of an opening tells that calls follow: its first token, or its text."""
-        first = self._tokens.first_in(opening)
-        return first if first is not None and opening.startswith(first) else opening.strip()
+        return self._tokens.leading(opening) or opening.strip()
 
     def _rest(self, opening: str) -> str:
         return opening.lstrip().removeprefix(self._first_mark(opening))

@@ -54,8 +54,7 @@ class FreeText:
             new: a name for what has none yet.
         """
         core = mark.lstrip()
-        first = self._tokens.first_in(core)
-        if first is not None and core.startswith(first):
+        if self._tokens.leading(core):
             return sequence((name, self._tokens.spelled(core))), []
         # A pattern would swallow a mark that is text, so the two are one pattern, and a lazy one.
         behind = core[len(core.rstrip()) :]

@@ -15,6 +15,8 @@ from tokenbus.engine.grammar.calls.free_text import FreeText
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenbus.engine.chat.chat_format import ChatFormat
     from tokenbus.engine.chat.reasoning_format import ReasoningFormat
     from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
@@ -34,11 +36,18 @@ class ReasoningRule:
     max_tokens: int | None = None
 
 
-def before_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningRule) -> str:
+def before_answer(
+    chat_format: ChatFormat,
+    tokens: AddedTokens,
+    rule: ReasoningRule,
+    closing_calls: Sequence[str] = (),
+) -> str:
     """Return the Lark rules of `before`, "" if the answer begins at once.
 
     What opens the frame of an answer may be its end.
 
+    Args:
+        closing_calls: tokens that open calls, and so close a thought: none stands in it.
     Raises: RequestRejected for `max_reasoning_tokens` if no token closes the model's reasoning.
     """
     if chat_format.has_channels:
@@ -50,11 +59,41 @@ def before_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningR
     framed = f"({framed})?" if framed else ""
     if not (rule.starts_inside or rule.is_allowed):
         return f"before: {framed}" if framed else ""
-    thought, rules = _thought(reasoning, tokens, rule)
+    thought, end, rules = _thought(reasoning, tokens, rule, closing_calls)
+    block = f"{thought} {end}".lstrip()
     if not rule.starts_inside:
-        openings = " | ".join(tokens.spelled(mark) for mark in reasoning.opens)
-        thought = f"({SPACE}? ({openings}) {thought})?"
-    return "\n".join([f"before: {thought} {framed}".rstrip(), *rules, SPACE_RULE])
+        block = f"({_opening(reasoning, tokens)} {block})?"
+    return "\n".join([f"before: {block} {framed}".rstrip(), *rules, SPACE_RULE])
+
+
+def closing_calls(
+    chat_format: ChatFormat, tokens: AddedTokens, openings: Sequence[str]
+) -> list[str]:
+    """Return the tokens of calls that close a thought; none where a mark is words.
+
+    openings: the texts that open calls.
+    """
+    reasoning = chat_format.reasoning
+    if reasoning is None or not reasoning.is_closed_by_calls:
+        return []
+    marks = [tokens.leading(opening) for opening in openings]
+    is_told = all(marks) and all(map(tokens.leading, reasoning.closes))
+    return [mark for mark in marks if mark] if is_told else []
+
+
+def unclosed_thought(
+    chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningRule
+) -> str | None:
+    """Spell a thought beside the rules of `before`, without what closes it; None if there is none.
+
+    Calls have to come behind it.
+    """
+    reasoning = chat_format.reasoning
+    if reasoning is None or rule.max_tokens == 0:
+        return None
+    if rule.starts_inside:
+        return "thought"
+    return f"{_opening(reasoning, tokens)} thought" if rule.is_allowed else None
 
 
 def free_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningRule) -> GrammarSpec:
@@ -69,26 +108,36 @@ def free_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningRul
     return GrammarSpec(GrammarKind.LARK, source, before_answer(chat_format, tokens, rule))
 
 
+def _opening(reasoning: ReasoningFormat, tokens: AddedTokens) -> str:
+    """Spell the mark that opens a block."""
+    openings = " | ".join(tokens.spelled(mark) for mark in reasoning.opens)
+    return f"{SPACE}? ({openings})"
+
+
 def _thought(
-    reasoning: ReasoningFormat, tokens: AddedTokens, rule: ReasoningRule
-) -> tuple[str, list[str]]:
-    """Spell the inside of a block with the mark that closes it."""
-    closing = tokens.spelled(reasoning.closes[0])
-    ends = f"({closing}) {SPACE}?"
-    free = FreeText(tokens, reasoning.closes)
+    reasoning: ReasoningFormat,
+    tokens: AddedTokens,
+    rule: ReasoningRule,
+    barred: Sequence[str],
+) -> tuple[str, str, list[str]]:
+    """Spell the inside of a block, what closes it, and their rules; a closing text is inside."""
+    ends = f"({' | '.join(map(tokens.spelled, reasoning.closes))}) {SPACE}?"
+    free = FreeText(tokens, reasoning.closes, barred)
     if rule.max_tokens == 0:
-        return ends, []
+        return "", ends, []
     if rule.max_tokens is not None:
         if not tokens.first_in(reasoning.closes[0]):
             reason = "this model's reasoning ends in words, which no bound of tokens can force"
             raise RequestRejected("max_reasoning_tokens", reason)
         inner = "\n".join(line.replace("thought:", "start:", 1) for line in free.rules("thought"))
         limited = f"thought[max_tokens={rule.max_tokens + 1}]: %lark {{\n{inner}\n}}"
-        return f"thought {ends}", [limited]
-    ways: list[str] = []
+        return "thought", ends, [limited]
     rules = free.rules("thought")
+    if all(map(tokens.leading, reasoning.closes)):
+        return "thought", ends, rules
+    ways: list[str] = []
     for idx, mark in enumerate(reasoning.closes):
         way, more = free.up_to("thought", mark, f"thought_end_{idx}")
         ways.append(way)
         rules += more
-    return f"({' | '.join(ways)}) {SPACE}?", rules
+    return "", f"({' | '.join(ways)}) {SPACE}?", rules

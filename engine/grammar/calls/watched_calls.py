@@ -41,6 +41,7 @@ def watched_content(
     return WatchedAnswer(
         opens=thought.opens if thought is not None and may_reason else (),
         closes=thought.closes if thought is not None and may_reason else (),
+        is_closed_by_calls=thought is not None and thought.is_closed_by_calls,
         starts_inside=reasoning.starts_inside,
         has_channels=chat_format.has_channels,
         frame=thought.frame if thought is not None else (),

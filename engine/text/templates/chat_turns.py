@@ -59,20 +59,36 @@ class ChatTurns:
             if not calls:
                 shaped.append(turn if content is not None else {**turn, "content": ""})
                 continue
-            shape, choice = self._choice.shape, self._choice
-            if shape is None:
+            choice = self._choice
+            if choice.shape is None:
                 shaped.append(self._written(turn, calls))
                 continue
             fields = {key: each for key, each in turn.items() if key not in ("role", "content")}
-            if content and not choice.has_text_before:
-                shaped.append({"role": "assistant", "content": content})
-                content = None
             if len(calls) == 1 or choice.is_parallel:
-                shaped.append(shape.turn(calls, content, **fields))
+                shaped += self._with_text(calls, content, fields)
                 continue
             results, waiting = _leading_results(waiting)
             shaped += self._one_by_one(calls, results, content, fields)
         return shaped
+
+    def _with_text(
+        self,
+        calls: Sequence[dict[str, Any]],
+        content: str | None,
+        fields: Mapping[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Return calls with the text beside them: in one message, or the text in one before it.
+
+        Where the template has neither, the calls stand in the text.
+        """
+        shape, choice = self._choice.shape, self._choice
+        assert shape is not None
+        if not content or choice.has_text_before:
+            return [shape.turn(calls, content, **fields)]
+        words = {"role": "assistant", "content": content}
+        if choice.has_words_before:
+            return [words, shape.turn(calls, **fields)]
+        return [self._written({**words, **fields}, calls)]
 
     def _one_by_one(
         self,
@@ -82,13 +98,11 @@ class ChatTurns:
         fields: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
         """Return a message for each call, with its result behind it."""
-        shape = self._choice.shape
-        assert shape is not None
         by_id = {turn.get("tool_call_id"): turn for turn in results}
         shaped: list[dict[str, Any]] = []
         used: list[int] = []
         for idx, call in enumerate(calls):
-            shaped.append(shape.turn([call], content if idx == 0 else None, **fields))
+            shaped += self._with_text([call], content if idx == 0 else None, fields)
             own = by_id.get(call.get("id"))
             if own is not None:
                 shaped.append(own)

@@ -57,6 +57,7 @@ class FormatChoice:
     shape: that in which the template renders calls; None if they are written as text.
     is_parallel: the template renders several calls of one message.
     has_text_before: it renders text and calls of one message.
+    has_words_before: it renders text of a message before that of the calls.
     has_results: it renders messages of the role tool behind calls.
     doubt: why the format was not proved, "" if it was.
     written: the call format with the white space of the template; None where that is not known.
@@ -66,6 +67,7 @@ class FormatChoice:
     shape: HistoryShape | None
     is_parallel: bool
     has_text_before: bool
+    has_words_before: bool
     has_results: bool
     doubt: str = ""
     written: CallFormat | None = None
@@ -150,13 +152,17 @@ class FormatChooser:
 
     def _proved(self, chosen: ChatFormat, shape: HistoryShape) -> FormatChoice:
         is_parallel = self._reads_back(chosen, shape, num_calls=2)
+        has_results = self._renders_results(shape)
+        if has_results and not self._renders_results(shape, 2):
+            is_parallel = False
         return FormatChoice(
             chosen,
             shape,
             is_parallel=is_parallel,
             has_text_before=self._reads_back(chosen, shape, content=ANSWER)
             and self._keeps_later_text(shape),
-            has_results=self._renders_results(shape),
+            has_words_before=self._renders_words_before(shape),
+            has_results=has_results,
             written=self._written(chosen, shape, most=2 if is_parallel else 1),
         )
 
@@ -189,6 +195,7 @@ class FormatChooser:
             shape,
             is_parallel=first in two and last in two,
             has_text_before=first in both and ANSWER in both and self._keeps_later_text(shape),
+            has_words_before=self._renders_words_before(shape),
             has_results=self._renders_results(shape),
             doubt=doubt,
         )
@@ -211,6 +218,7 @@ class FormatChooser:
             None,
             is_parallel=True,
             has_text_before=True,
+            has_words_before=True,
             has_results=self._renders_results(None),
             doubt=doubt,
         )
@@ -224,6 +232,13 @@ class FormatChooser:
         answer, is_inside = self._rendered.answer([turn], results, chosen)
         return is_read(chosen, answer, is_inside, calls, content)
 
+    def _renders_words_before(self, shape: HistoryShape) -> bool:
+        """Tell whether an assistant's words and its calls may be two messages in a row."""
+        [call] = self._calls(1)
+        turns = [USER, {"role": "assistant", "content": ANSWER}, shape.turn([call])]
+        text = rendered(self._template, [*turns, result_of(call)], self._traits.tools_name)
+        return ANSWER in text and str(ARGUMENTS[0]["probe_word"]) in text
+
     def _keeps_later_text(self, shape: HistoryShape) -> bool:
         """Tell whether text beside calls stays in a later turn, where some templates forget it."""
         first, second = self._calls(2)
@@ -231,13 +246,14 @@ class FormatChooser:
         text = rendered(self._template, [*turns, result_of(second)], self._traits.tools_name)
         return ANSWER in text or not text
 
-    def _renders_results(self, shape: HistoryShape | None) -> bool:
+    def _renders_results(self, shape: HistoryShape | None, num_calls: int = 1) -> bool:
         """Tell whether results stand behind calls, in front of words where these are all text."""
         words = {"role": "assistant", "content": ANSWER}
-        [call] = self._calls(1)
-        turns = [shape.turn([call])] if shape else [words]
-        turns += [result_of(call), *([] if shape else [words])]
-        return RESULT in rendered(self._template, [USER, *turns], self._traits.tools_name)
+        calls = self._calls(num_calls)
+        turns = [shape.turn(calls)] if shape else [words]
+        turns += [*map(result_of, calls), *([] if shape else [words])]
+        told = rendered(self._template, [USER, *turns], self._traits.tools_name)
+        return told.count(RESULT) >= num_calls
 
     def _calls(self, num_calls: int, written: CallFormat | None = None) -> list[dict[str, object]]:
         """Return made-up calls, with the ids that a format gives its own."""

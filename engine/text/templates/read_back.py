@@ -10,6 +10,7 @@ from tokenbus.engine.chat.message_reader import MessageReader
 from tokenbus.engine.chat.written_message import WrittenCall
 from tokenbus.engine.text.templates.template_traits import (
     ANSWER,
+    ARGUMENTS,
     PARAMETERS,
     TOOL,
     USER,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.chat.chat_format import ChatFormat
     from tokenbus.engine.text.templates.chat_template import ChatTemplate
 
+_A_WORD = str(ARGUMENTS[0]["probe_word"])
 _BAR = "|\N{FULLWIDTH VERTICAL LINE}"
 # Marks around turns, as almost all families spell them; some have the bar on one side alone.
 _ANY_MARK = re.compile(
@@ -66,8 +68,9 @@ class RenderedAnswers:
         """
         name = self._tools_name
         whole = rendered(self._template, [USER, *turns], name, add_generation_prompt=False)
-        is_last = bool(whole)
-        if not whole and results:
+        # Some refuse calls as the last turn, or leave them out of it.
+        is_last = _A_WORD in whole
+        if not is_last and results:
             whole = rendered(
                 self._template, [USER, *turns, *results], name, add_generation_prompt=False
             )

@@ -103,6 +103,8 @@ class TemplateTraits:
     has_system, has_late_system: it renders a system message, and one behind other messages.
     has_lone_system: it renders one without a user message, with tools too.
     has_developer: it knows the role, and does not merely print whatever role there is.
+    has_history: it renders earlier questions and answers, or refuses them; judges of a single
+        exchange leave them out.
     shapes: those in which it renders a call, in the order of preference.
     has_short_ids: it refuses some ids of calls that have not nine characters.
     """
@@ -112,6 +114,7 @@ class TemplateTraits:
     has_late_system: bool
     has_lone_system: bool
     has_developer: bool
+    has_history: bool
     shapes: tuple[HistoryShape, ...]
     has_short_ids: bool
 
@@ -135,6 +138,7 @@ def traits_of(template: ChatTemplate) -> TemplateTraits:
             for name in dict.fromkeys((None, tools_name))
         ),
         has_developer=_knows_developer(template),
+        has_history=_keeps_history(template),
         shapes=tuple(shapes),
         has_short_ids=has_short_ids,
     )
@@ -194,6 +198,12 @@ def _role(role: str, content: str) -> dict[str, Any]:
 
 def _shows(template: ChatTemplate, turns: Sequence[Mapping[str, Any]], words: str) -> bool:
     return words in rendered(template, turns)
+
+
+def _keeps_history(template: ChatTemplate) -> bool:
+    """Tell whether nothing is missing where a question follows an answer."""
+    text = rendered(template, [USER, _role("assistant", ANSWER), _role("user", "go on")])
+    return not text or (QUESTION in text and ANSWER in text)
 
 
 def _with_late(turn: dict[str, Any]) -> list[dict[str, Any]]:

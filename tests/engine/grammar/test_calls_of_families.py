@@ -249,6 +249,43 @@ def test_reasoning_is_closed_where_its_bound_is_reached(family: str) -> None:
             assert not is_taken
 
 
+@pytest.mark.parametrize("choice", ["auto", "required", "get_weather"])
+@pytest.mark.parametrize("starts_inside", [False, True])
+@pytest.mark.parametrize(
+    "family",
+    ["apertus", *(pytest.param(name, marks=pytest.mark.slow) for name in ("command-a", "kimi-k2"))],
+)
+def test_calls_close_reasoning(family: str, choice: str, *, starts_inside: bool) -> None:
+    """Inside of a thought that nothing has closed a call is held to its schema, and may be the end.
+
+    No key of its arguments comes twice, and its mark stands in no thought.
+    """
+    chosen, tokenizer = format_named(family), family_tokenizer(family)
+    assert chosen.calls is not None
+    assert chosen.reasoning is not None
+    given = '{"location": "Oslo", "unit": "celsius", "x": 1}'
+    call = chosen.calls.write([WrittenCall("functions.get_weather:0", "get_weather", given)])
+    opening = "" if starts_inside else chosen.reasoning.open
+    compiled = compiler_of(family).compile(spec_of(family, choice, starts_inside))
+    for text, is_taken in (
+        (call, True),
+        (call.replace("celsius", "kelvins"), False),
+        (call.replace('"x"', '"unit"'), False),
+        (call + chosen.reasoning.close + call, False),
+        ("", False),
+    ):
+        matcher = compiled.matcher()
+        ids = tokenizer.encode(f"{opening}so it is{text}", add_special_tokens=False)
+        try:
+            for token_id in ids:
+                mask = matcher.mask()
+                assert is_taken <= (int(mask[token_id // 32]) >> token_id % 32 & 1)
+                matcher.accept(token_id)
+            assert matcher.is_accepting is is_taken
+        except GrammarRejected:
+            assert not is_taken
+
+
 def test_bare_strings_are_held_to_their_schema() -> None:
     """Between tags a string has no quotes; pattern, length and choice hold all the same."""
     text = {"type": "string"}

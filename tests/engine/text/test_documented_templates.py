@@ -154,3 +154,60 @@ def test_template_without_the_words_of_the_user_is_none() -> None:
     for template in ("", "hello", "{% for m in messages %}<|{{ m.role }}|>{% endfor %}"):
         with pytest.raises(RequestRejected, match="chat_template: it renders no word"):
             ChatRenderer(tokenizer_of(template))
+
+
+# In the form of Nemotron Nano 8B: turns have to alternate, calls leave no place for words.
+ALTERNATING = """
+{%- if tools %}<AVAILABLE_TOOLS>{{ tools | tojson }}</AVAILABLE_TOOLS>{% endif %}
+{%- for m in messages %}{% if (m.role in ['user', 'tool']) != (loop.index0 % 2 == 0) %}
+{{- raise_exception('roles must alternate') }}{% endif %}<|head|>
+{%- if m.role == 'tool' %}user:<TOOL_RESPONSE>[{{ m.content }}]</TOOL_RESPONSE>
+{%- elif m.tool_calls %}assistant:<TOOLCALL>[{% for c in m.tool_calls %}{"name": "
+{{- c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+{%- if not loop.last %}, {% endif %}{% endfor %}]</TOOLCALL>
+{%- else %}{{ m.role }}:{{ m.content }}{% endif %}<|eot|>{% endfor %}
+{%- if add_generation_prompt %}<|head|>assistant:{% endif %}"""
+# In that of Nemotron Nano 12B v2: of an answer that stands last the words alone are rendered.
+WORDS_LAST = """
+{%- if tools %}<AVAILABLE_TOOLS>{{ tools | tojson }}</AVAILABLE_TOOLS>{% endif %}
+{%- for m in messages %}<|head|>{{ m.role }}:{{ m.content or '' }}
+{%- if m.tool_calls and not loop.last %}<TOOLCALL>[{% for c in m.tool_calls %}{"name": "
+{{- c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+{%- if not loop.last %}, {% endif %}{% endfor %}]</TOOLCALL>{% endif %}<|eot|>{% endfor %}
+{%- if add_generation_prompt %}<|head|>assistant:{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "is_parallel"), [(ALTERNATING, False), (WORDS_LAST, True)], ids=["strict", "last"]
+)
+def test_calls_find_a_place_in_templates_that_have_few(template: str, *, is_parallel: bool) -> None:
+    """Results that may not follow each other come one by one, words before calls with them."""
+    chat = ChatRenderer(tokenizer_of(template, "<|head|>", "<|eot|>"))
+    assert (chat.format.name, chat.refusal) == ("nemotron-v2/none", "")
+    assert chat.choice.is_parallel is is_parallel
+    prompt = prompt_of(chat, two_turns())
+    assert '"city": "Bonn"' in prompt
+    again = '<TOOLCALL>[{"name": "get_weather", "arguments": {"city": "Rome", "days": 4}}]'
+    assert f"<|head|>assistant:I look again.{again}</TOOLCALL><|eot|>" in prompt
+    results = ("It snows in Oslo", "It rains in Bonn", "I look again.", "Sunny in Rome")
+    assert sorted(results, key=prompt.index) == list(results)
+
+
+# As models that judge an exchange render it, or take one question.
+JUDGE = """
+{%- set ns = namespace(asked='', told='') %}{% for m in messages %}
+{%- if m.role == 'user' %}{% set ns.asked = m.content %}{% endif %}
+{%- if m.role == 'assistant' %}{% set ns.told = m.content %}{% endif %}{% endfor -%}
+Judge this: <human>{{ ns.asked }}</human><ai>{{ ns.told }}</ai>"""
+QUESTIONS = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [JUDGE, QUESTIONS], ids=["judge", "questions alone"])
+def test_template_that_leaves_earlier_turns_out_refuses_them(template: str) -> None:
+    """An answer to half of a conversation looks like any other."""
+    chat = ChatRenderer(tokenizer_of(template))
+    answered = [ASKED, {"role": "assistant", "content": "It snows."}]
+    assert str(ASKED["content"]) in chat.render([ASKED]).text
+    assert str(ASKED["content"]) in chat.render(answered).text
+    with pytest.raises(RequestRejected, match="leaves earlier ones out"):
+        chat.render([*answered, ASKED])

@@ -57,6 +57,18 @@ MODELS = {
         "deepseek_v3", "deepseek-ai-DeepSeek-V3.1", "deepseek-v3.1", "deepseek-v3.1/think-in-prompt"
     ),
     "gemma-3": Model("gemma3", None, "gemma-3", "gemma-3/none"),
+    "qwen2.5": Model("qwen2_5", None, "qwen2.5", "hermes/none"),
+    "hermes-3": Model(
+        "llama3_1", "NousResearch-Hermes-3-Llama-3.1-8B-tool_use", "hermes", "hermes/none"
+    ),
+    "command-r-plus": Model(
+        "command_r_plus",
+        "CohereForAI-c4ai-command-r-plus-tool_use",
+        "command-r",
+        "command-r/none",
+    ),
+    "internlm-2": Model("internlm2", None, "hermes", "hermes/none"),
+    "gemma-2": Model("gemma2", "google-gemma-2-2b-it", "gemma-3", "gemma-3/none"),
     "mistral-nemo": Model(
         "mistral_nemo", "mistralai-Mistral-Nemo-Instruct-2407", "mistral", "mistral/none"
     ),

