@@ -166,11 +166,12 @@ def fp8_linear(
         if by_torch and is_wide(width_out):
             return _by_torch(x, values, scales, fusion.bias)
         if takes_blocks(values.device, out_dtype, block_outputs):
-            tuning = choose_blocks_tuning(num_rows, width_out)
+            tuning = choose_blocks_tuning(num_rows, values.shape[1], width_out)
         else:
             tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
     if isinstance(tuning, BlocksTuning):
-        multiply_blocks(x, values, scales, block_outputs, fusion.bias, out, tuning)
+        arrivals = _arrivals(values.device)
+        multiply_blocks(x, values, scales, block_outputs, fusion.bias, out, tuning, arrivals)
         return out
     _launch_matmul(x, values, scales, block_outputs, fusion.bias, out, tuning)
     return out

@@ -113,12 +113,13 @@ def is_wide(width_out: int) -> bool:
     return width_out >= _WIDE
 
 
-def choose_blocks_tuning(num_rows: int, width_out: int) -> BlocksTuning:
-    """Pick the tile of rows times blocks of a weight: tall ones where there are enough of them."""
-    tall = ceil_div(num_rows, 256) * ceil_div(width_out, GROUP)
-    if num_rows > 128 and tall >= _PROCESSORS:
-        return BlocksTuning(256, 4, group=8)
-    return BlocksTuning(128, 5, group=8)
+def choose_blocks_tuning(num_rows: int, width_in: int, width_out: int) -> BlocksTuning:
+    """Pick how many programs share a tile of 128 rows times a block of a weight: all find work."""
+    tiles = ceil_div(num_rows, 128) * ceil_div(width_out, GROUP)
+    splits = 1
+    while 2 * splits * tiles <= _PROCESSORS and 16 * splits * GROUP <= width_in:
+        splits *= 2
+    return BlocksTuning(5, group=8, splits=splits)
 
 
 def choose_matmul_tuning(num_rows: int, width_out: int, *, blocks: bool = False) -> MatmulTuning:

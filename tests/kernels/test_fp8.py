@@ -244,7 +244,7 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
 @pytest.mark.parametrize("rows", [1, 130, 700])
-@pytest.mark.parametrize("tuning", [BlocksTuning(128, 3, 2), BlocksTuning(256, 2, 1)], ids=repr)
+@pytest.mark.parametrize("tuning", [BlocksTuning(3, 2), BlocksTuning(5, 8, splits=4)], ids=repr)
 def test_turns_of_warps_over_blocks_equal_twin(rows: int, tuning: BlocksTuning) -> None:
     """Tiles of several turns, cut ones at every edge, and a bias behind."""
     width_in, width_out = 1360, 2000
@@ -334,8 +334,9 @@ def test_layouts_suit_the_shape() -> None:
     assert (few.block_k, few.splits) == (512, 1)
     over_blocks = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True)
     assert (over_blocks.block_k, over_blocks.splits, over_blocks.blocks) == (128, 2, 2)
-    assert choose_blocks_tuning(256, 28672).block_m == 256
-    assert choose_blocks_tuning(256, 6144).block_m == 128
+    assert choose_blocks_tuning(256, 4096, 28672).splits == 1
+    assert choose_blocks_tuning(256, 14336, 4096).splits == 2
+    assert choose_blocks_tuning(128, 14336, 4096).splits == 4
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
     assert (down.by_warp, longer.by_warp) == (True, False)
     assert is_wide(28672)
