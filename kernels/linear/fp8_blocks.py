@@ -119,21 +119,22 @@ def _end(product, acc, factor, free, turn, STAGES: gl.constexpr, PENDING: gl.con
 
 
 @gluon.jit
-def _sum_parts(acc, parts, arrivals, half, part, SPLITS: gl.constexpr):
+def _sum_parts(acc, parts, arrivals, tile, part, SPLITS: gl.constexpr):
     """Leave the sums of a part, and return those of all and whether this was the last to end.
 
     In the order of the columns, whoever comes last, so that the result does not depend on timing.
     """
-    SIZE: gl.constexpr = _HALF * _BLOCK
-    rows = gl.arange(0, _HALF, layout=gl.SliceLayout(1, acc.type.layout))
-    cols = gl.arange(0, _BLOCK, layout=gl.SliceLayout(0, acc.type.layout))
-    place = parts + half * (SPLITS * SIZE) + rows[:, None] * _BLOCK + cols[None, :]
+    WIDTH: gl.constexpr = acc.shape[1]
+    SIZE: gl.constexpr = acc.shape[0] * WIDTH
+    rows = gl.arange(0, acc.shape[0], layout=gl.SliceLayout(1, acc.type.layout))
+    cols = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, acc.type.layout))
+    place = parts + tile * (SPLITS * SIZE) + rows[:, None] * WIDTH + cols[None, :]
     gl.store(place + part * SIZE, acc, cache_modifier=".cg")
     tl.debug_barrier()
-    is_last = gl.atomic_add(arrivals + half, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    is_last = gl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
     if is_last:
         tl.debug_barrier()
-        gl.store(arrivals + half, 0)
+        gl.store(arrivals + tile, 0)
         acc = gl.load(place, cache_modifier=".cg")
         for other in gl.static_range(1, SPLITS):
             acc += gl.load(place + other * SIZE, cache_modifier=".cg")

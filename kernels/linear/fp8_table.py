@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tokenbus.kernels.launch import ceil_div, next_power_of_2
+from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning
 from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
@@ -113,7 +114,22 @@ def is_wide(width_out: int) -> bool:
     return width_out >= _WIDE
 
 
-def choose_blocks_tuning(num_rows: int, width_in: int, width_out: int) -> BlocksTuning:
+def choose_turns_tuning(
+    num_rows: int, width_in: int, width_out: int, role: LinearRole
+) -> BlockRowsTuning | BlocksTuning:
+    """Pick the layout over blocks where warps take turns: of up to 64 rows, or of tiles of 128."""
+    is_gate = role is LinearRole.GATED
+    if num_rows > MAX_TALL_ROWS // 2 or (is_gate and width_out % 64):
+        return _choose_blocks_tuning(num_rows, width_in, width_out * (1 + is_gate))
+    few = num_rows <= 16
+    if is_gate:
+        # Two programs have a multiprocessor.
+        return BlockRowsTuning(6 if few else 4)
+    splits = 2 if 2 * ceil_div(width_out, 64) <= _PROCESSORS else 1
+    return BlockRowsTuning(16 if few else 10, splits)
+
+
+def _choose_blocks_tuning(num_rows: int, width_in: int, width_out: int) -> BlocksTuning:
     """Pick how many programs share a tile of 128 rows times a block of a weight: all find work."""
     tiles = ceil_div(num_rows, 128) * ceil_div(width_out, GROUP)
     splits = 1

@@ -14,16 +14,17 @@ from models.paged_batch import DEVICE, HALF, assert_close
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.launch import KernelInputError
+from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning
 from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import (
-    choose_blocks_tuning,
     choose_matmul_tuning,
     choose_matvec_tuning,
     choose_rows_tuning,
+    choose_turns_tuning,
     is_wide,
 )
 from tokenbus.kernels.linear.small_linear import Fusion
@@ -260,6 +261,35 @@ def test_turns_of_warps_over_blocks_equal_twin(rows: int, tuning: BlocksTuning) 
     assert ((got.float() - expected).norm() / expected.norm()).item() < 3e-3
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
+@pytest.mark.parametrize("rows", [1, 17, 64])
+@pytest.mark.parametrize("tuning", [BlockRowsTuning(3), BlockRowsTuning(4, splits=4)], ids=repr)
+@pytest.mark.parametrize("case", ["bias", "gate, bias", "residual"])
+def test_few_rows_over_blocks_equal_twin(rows: int, tuning: BlockRowsTuning, case: str) -> None:
+    """Weights come before rows; cut tiles, a gate and a sum behind; counts are zero again."""
+    is_gate = "gate" in case
+    if is_gate and tuning.splits > 1:
+        pytest.skip("gates are not split")
+    width_in, width_out = 1360, 1088 if is_gate else 1104
+    num_outputs = (1 + is_gate) * width_out
+    values = rounded(randn(num_outputs, width_in, seed=1)).values
+    blocks = torch.rand(-(-num_outputs // 128), 11, device=DEVICE) + 0.01
+    of_output = blocks.repeat_interleave(128, 0)[:num_outputs]
+    weight = values.float() * of_output.repeat_interleave(128, 1)[:, :width_in]
+    x = quantize_groups(randn(rows, width_in) * torch.logspace(0, 2, width_in, device=DEVICE))
+    exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
+    residual = randn(rows, width_out, seed=3) if case == "residual" else None
+    bias = randn(num_outputs, seed=2) if "bias" in case else None
+    act: ActivationKind | None = "silu" if is_gate else None
+    expected = reference.fused_linear(exact, weight, bias=bias, act=act, residual=residual)
+    for _ in range(2):
+        added = None if residual is None else residual.clone()
+        fusion = Fusion(bias=bias, act=act, residual=added)
+        got = fp8_linear(x, values, blocks, fusion, block_outputs=128, tuning=tuning)
+        assert ((got.float() - expected).norm() / expected.norm()).item() < 3e-3
+
+
 @pytest.mark.parametrize("maker", ["plain", "norm", "gate"])
 @pytest.mark.parametrize("width", [48, 336])
 def test_groups_of_a_row_have_scales_of_their_own(maker: str, width: int) -> None:
@@ -334,9 +364,10 @@ def test_layouts_suit_the_shape() -> None:
     assert (few.block_k, few.splits) == (512, 1)
     over_blocks = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True)
     assert (over_blocks.block_k, over_blocks.splits, over_blocks.blocks) == (128, 2, 2)
-    assert choose_blocks_tuning(256, 4096, 28672).splits == 1
-    assert choose_blocks_tuning(256, 14336, 4096).splits == 2
-    assert choose_blocks_tuning(128, 14336, 4096).splits == 4
+    assert choose_turns_tuning(8, 4096, 4096, LinearRole.PLAIN) == BlockRowsTuning(16, splits=2)
+    assert choose_turns_tuning(64, 4096, 14336, LinearRole.GATED) == BlockRowsTuning(4)
+    turns = [choose_turns_tuning(rows, 14336, 4096, LinearRole.PLAIN) for rows in (128, 256, 300)]
+    assert turns == [BlocksTuning(5, 8, splits=4), BlocksTuning(5, 8, splits=2), BlocksTuning(5, 8)]
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
     assert (down.by_warp, longer.by_warp) == (True, False)
     assert is_wide(28672)
