@@ -252,8 +252,6 @@ def _launch_rows(
     require(num_rows <= MAX_GATED_ROWS, f"{num_rows} rows, this takes {MAX_GATED_ROWS}")
     height = next_power_of_2(max(num_rows, 16))
     tiles = ceil_div(width_out, tuning.block_n)
-    room = f"{x.group_stride} scales of a group, a tile has {height} rows"
-    require(not block_outputs or x.group_stride >= height, room)
     # What a gate multiplies begins in the middle of a tile if tiles do not divide the outputs.
     one_scale = block_outputs > 0 and block_outputs % tuning.block_n == 0
     one_scale &= fusion.act is None or width_out % tuning.block_n == 0
@@ -281,7 +279,6 @@ def _launch_rows(
         ROWS=height,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
-        BLOCKS=tuning.blocks,
         BLOCK_OUT=block_outputs,
         ONE_SCALE=one_scale,
         SPLITS=tuning.splits,

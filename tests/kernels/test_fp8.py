@@ -233,7 +233,7 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
     exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
     fusion = Fusion(bias=randn(num_outputs, seed=2), act="silu" if is_gate else None)
     expected = reference.fused_linear(exact, weight, bias=fusion.bias, act=fusion.act)
-    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2, blocks=2)
+    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2)
     for tuning in (None, several if rows <= 128 else MatmulTuning(128, 128, 128, 8, 2)):
         got = fp8_linear(
             x, values, blocks, fusion, block_outputs=block_outputs, out_dtype=torch.float32,
@@ -245,7 +245,11 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
 @pytest.mark.parametrize("rows", [1, 130, 700])
-@pytest.mark.parametrize("tuning", [BlocksTuning(3, 2), BlocksTuning(5, 8, splits=4)], ids=repr)
+@pytest.mark.parametrize(
+    "tuning",
+    [BlocksTuning(256, 2, 1), BlocksTuning(128, 3, 2), BlocksTuning(128, 5, 8, splits=4)],
+    ids=repr,
+)
 def test_turns_of_warps_over_blocks_equal_twin(rows: int, tuning: BlocksTuning) -> None:
     """Tiles of several turns, cut ones at every edge, and a bias behind."""
     width_in, width_out = 1360, 2000
@@ -362,12 +366,18 @@ def test_layouts_suit_the_shape() -> None:
     assert choose_rows_tuning(17, 4096, 6144, LinearRole.PLAIN).splits == 1
     few = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL)
     assert (few.block_k, few.splits) == (512, 1)
-    over_blocks = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True)
-    assert (over_blocks.block_k, over_blocks.splits, over_blocks.blocks) == (128, 2, 2)
-    assert choose_turns_tuning(8, 4096, 4096, LinearRole.PLAIN) == BlockRowsTuning(16, splits=2)
-    assert choose_turns_tuning(64, 4096, 14336, LinearRole.GATED) == BlockRowsTuning(4)
-    turns = [choose_turns_tuning(rows, 14336, 4096, LinearRole.PLAIN) for rows in (128, 256, 300)]
-    assert turns == [BlocksTuning(5, 8, splits=4), BlocksTuning(5, 8, splits=2), BlocksTuning(5, 8)]
+    assert choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True).block_k == 128
+    narrow, long = ((k, 4096, LinearRole.RESIDUAL) for k in (4096, 14336))
+    gate = (4096, 14336, LinearRole.GATED)
+    assert choose_turns_tuning(8, *narrow) == BlockRowsTuning(20)
+    assert choose_turns_tuning(8, *long) == BlockRowsTuning(16, splits=2)
+    assert choose_turns_tuning(64, *gate) == BlockRowsTuning(8)
+    turns = [choose_turns_tuning(rows, *long) for rows in (128, 256, 300, 2000)]
+    assert [(item.block_m, item.splits) for item in turns if isinstance(item, BlocksTuning)] == [
+        (128, 4), (128, 2), (128, 1), (256, 1)
+    ]  # fmt: skip
+    assert choose_turns_tuning(256, *gate) == BlocksTuning(256, 4, 8)
+    assert choose_turns_tuning(512, *gate) == BlocksTuning(128, 5, 8)
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
     assert (down.by_warp, longer.by_warp) == (True, False)
     assert is_wide(28672)
