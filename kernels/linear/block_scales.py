@@ -36,20 +36,6 @@ def multiplied(by_line, by_column, ONE_SCALE: tl.constexpr):
 
 
 @triton.jit
-def fetch_early(scales, first, GROUPS: tl.constexpr, BLOCK_OUT: tl.constexpr, PDL: tl.constexpr):
-    """Ask for the scales of a row of blocks before the steps that load them one by one."""
-    if PDL:
-        # 32 bytes at a time, which hold eight.
-        LINES: tl.constexpr = triton.next_power_of_2((GROUPS + 7) // 8)
-        place = tl.minimum(tl.arange(0, LINES) * 8, GROUPS - 1)
-        place = scales + first // BLOCK_OUT * GROUPS + place
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l",
-            [place.to(tl.int64, bitcast=True)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@triton.jit
 def load_parts(scales, row, block, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """Load the scales of a row of blocks for BLOCK_K columns, one for each PART of them."""
     GROUPS: tl.constexpr = (K + _GROUP - 1) // _GROUP

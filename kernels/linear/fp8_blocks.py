@@ -1,9 +1,10 @@
 """FP8 products of many rows over blocks of weights, for Hopper: each step's sums are scaled apart.
 
-One warp fetches, two groups of four multiply tiles of their own and scale what they find: while one
-scales, the matrix units work for the other. Triton's own pipeline lets all warps of a program do
-the same at a time. It is written in Gluon, which has no interpreter: where that runs, and on other
-GPUs, `fp8_matmul_kernel` is what multiplies.
+One warp fetches, two groups of four warps multiply half a tile each: while one group scales what it
+found, the matrix units work for the other. Of tiles of 128 rows a group has two steps under way,
+which leaves nobody idle; tiles of 256 take less from the L2 cache, and with thousands of rows it is
+power that the chip is short of. It is written in Gluon, which has no interpreter: where that runs,
+and on other GPUs, `fp8_matmul_kernel` is what multiplies.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -25,7 +26,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from tokenbus.kernels.launch import ceil_div, num_processors
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    num_processors,
+    release_successor,
+    require,
+    wait_for_inputs,
+)
 from tokenbus.kernels.quantize import GROUP
 
 if TYPE_CHECKING:
@@ -44,11 +52,16 @@ _WAVE = gl.constexpr(64)
 
 @dataclass(frozen=True, slots=True)
 class BlocksTuning:
-    """How many rows are laid out: rows of a tile, steps in flight, row tiles worked on together."""
+    """How many rows are laid out: 128 or 256 of a tile, steps in flight, row tiles worked together.
+
+    splits: programs that share the columns of a tile of 128 rows; the last of them to end adds up
+    what all found.
+    """
 
     block_m: int
     stages: int
     group: int
+    splits: int = 1
     # Columns of a step.
     block_k: ClassVar[int] = GROUP
 
@@ -65,28 +78,122 @@ def _corner(tile, M, N, GROUP: gl.constexpr, BLOCK_M: gl.constexpr):
 
 
 @gluon.jit
-def _fetch(x, weight, values, weights, ready, free, tiles, M, N, K: gl.constexpr,
-           BLOCK_M: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr):  # fmt: skip
+def _fetch(x, weight, values, weights, ready, free, items, M, N, SPAN: gl.constexpr,
+           BLOCK_M: gl.constexpr, SPLITS: gl.constexpr, STAGES: gl.constexpr,
+           GROUP: gl.constexpr):  # fmt: skip
     """Fetch the steps of this program's tiles, one after the other, as room for them is free."""
     turn = 0
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, col = _corner(tile, M, N, GROUP, BLOCK_M)
-        for step in range((K + _BLOCK - 1) // _BLOCK):
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        row, col = _corner(item // SPLITS, M, N, GROUP, BLOCK_M)
+        begin = item % SPLITS * SPAN
+        for step in range(begin, begin + SPAN):
             slot = turn % STAGES
             mbarrier.wait(free.index(slot), (turn // STAGES & 1) ^ 1)
             mbarrier.expect(ready.index(slot), (BLOCK_M + _BLOCK) * _BLOCK)
-            at = step * _BLOCK
-            _load_tile(x, [row, at], ready.index(slot), values.index(slot))
-            _load_tile(weight, [col, at], ready.index(slot), weights.index(slot))
+            _load_tile(x, [row, step * _BLOCK], ready.index(slot), values.index(slot))
+            _load_tile(weight, [col, step * _BLOCK], ready.index(slot), weights.index(slot))
             turn += 1
 
 
 @gluon.jit
-def _wave(values, weights, zero, START: gl.constexpr):
-    """Multiply 64 rows of a step, and wait for the product."""
-    left = values.slice(START, _WAVE)
-    product = warpgroup_mma(left, weights.permute((1, 0)), zero, use_acc=False, is_async=True)
-    return warpgroup_mma_wait(0, deps=[product])
+def _scales(by_row, live, group_stride, by_block, step, GROUPS: gl.constexpr):
+    """Load the scales of rows and of a block; beyond the last block all numbers are zero."""
+    at = gl.minimum(step, GROUPS - 1)
+    return gl.load(by_row + at * group_stride, mask=live, other=0.0), gl.load(by_block + at)
+
+
+@gluon.jit
+def _begin(values, weights, slot, product, FIRST: gl.constexpr):
+    """Begin to multiply 64 rows of a step; `product` gives its registers."""
+    left, right = values.index(slot).slice(FIRST, _WAVE), weights.index(slot).permute((1, 0))
+    return warpgroup_mma(left, right, product, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _end(product, acc, factor, free, slot, PENDING: gl.constexpr):
+    """Wait for all products but the PENDING latest, and add one to the sums, scaled."""
+    product = warpgroup_mma_wait(PENDING, deps=[product])
+    tl.debug_barrier()
+    mbarrier.arrive(free.index(slot), count=1)
+    return product, acc + product * factor[:, None]
+
+
+@gluon.jit
+def _by_pairs(values, weights, ready, free, zero, by_row, live, group_stride, by_block, begin, turn,
+              GROUPS: gl.constexpr, SPAN: gl.constexpr, STAGES: gl.constexpr,
+              FIRST: gl.constexpr):  # fmt: skip
+    """Sum the products of 64 rows, two steps under way.
+
+    Scales are asked for two steps before, and waited for at the end of a pair of steps, for a wait
+    in the middle waits for all that were asked for in it.
+    """
+    even, odd, acc = zero, zero, zero
+    a, b = _scales(by_row, live, group_stride, by_block, begin, GROUPS)
+    c, d = _scales(by_row, live, group_stride, by_block, begin + 1, GROUPS)
+    even_factor, odd_factor = a * b, c * d
+    for step in range(begin + 2, begin + 2 + SPAN, 2):
+        slot, other = turn % STAGES, (turn + 1) % STAGES
+        a, b = _scales(by_row, live, group_stride, by_block, step, GROUPS)
+        c, d = _scales(by_row, live, group_stride, by_block, step + 1, GROUPS)
+        mbarrier.wait(ready.index(slot), turn // STAGES & 1)
+        even = _begin(values, weights, slot, even, FIRST)
+        mbarrier.wait(ready.index(other), (turn + 1) // STAGES & 1)
+        odd = _begin(values, weights, other, odd, FIRST)
+        even, acc = _end(even, acc, even_factor, free, slot, 1)
+        odd, acc = _end(odd, acc, odd_factor, free, other, 0)
+        even_factor, odd_factor = a * b, c * d
+        turn += 2
+    return acc, turn
+
+
+@gluon.jit
+def _by_waves(values, weights, ready, free, zero, by_row, live, low_live, group_stride, by_block,
+              turn, GROUPS: gl.constexpr, SPAN: gl.constexpr, STAGES: gl.constexpr,
+              FIRST: gl.constexpr):  # fmt: skip
+    """Sum the products of 64 rows and of 64 below, a step after the other.
+
+    There are no registers for a second product, nor for products of scales.
+    """
+    product, acc, low = zero, zero, zero
+    row_scale, block_scale = _scales(by_row, live, group_stride, by_block, 0, GROUPS)
+    low_scale = gl.load(by_row + _WAVE, mask=low_live, other=0.0)
+    for step in range(1, SPAN + 1):
+        slot = turn % STAGES
+        following = by_row + _WAVE + gl.minimum(step, GROUPS - 1) * group_stride
+        next_row, next_block = _scales(by_row, live, group_stride, by_block, step, GROUPS)
+        next_low = gl.load(following, mask=low_live, other=0.0)
+        mbarrier.wait(ready.index(slot), turn // STAGES & 1)
+        product = _begin(values, weights, slot, product, FIRST)
+        product = warpgroup_mma_wait(0, deps=[product])
+        acc += product * (row_scale * block_scale)[:, None]
+        product = _begin(values, weights, slot, product, FIRST + _WAVE)
+        product, low = _end(product, low, low_scale * block_scale, free, slot, 0)
+        row_scale, low_scale, block_scale = next_row, next_low, next_block
+        turn += 1
+    return acc, low, turn
+
+
+@gluon.jit
+def _sum_parts(acc, parts, arrivals, tile, part, SPLITS: gl.constexpr):
+    """Leave the sums of a part, and return those of all and whether this was the last to end.
+
+    In the order of the columns, whoever comes last, so that the result does not depend on timing.
+    """
+    WIDTH: gl.constexpr = acc.shape[1]
+    SIZE: gl.constexpr = acc.shape[0] * WIDTH
+    rows = gl.arange(0, acc.shape[0], layout=gl.SliceLayout(1, acc.type.layout))
+    cols = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, acc.type.layout))
+    place = parts + tile * (SPLITS * SIZE) + rows[:, None] * WIDTH + cols[None, :]
+    gl.store(place + part * SIZE, acc, cache_modifier=".cg")
+    tl.debug_barrier()
+    is_last = gl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    if is_last:
+        tl.debug_barrier()
+        gl.store(arrivals + tile, 0)
+        acc = gl.load(place, cache_modifier=".cg")
+        for other in gl.static_range(1, SPLITS):
+            acc += gl.load(place + other * SIZE, cache_modifier=".cg")
+    return acc, is_last
 
 
 @gluon.jit
@@ -104,71 +211,52 @@ def _store(acc, bias, buffer, out, row, col, N):
 
 
 @gluon.jit
-def _multiply(x_scales, group_stride, scales, bias, out, values, weights, buffers, ready, free,
-              tiles, M, N, K: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_OUT: gl.constexpr,
+def _multiply(x_scales, group_stride, scales, bias, out, parts, arrivals, values, weights, buffers,
+              ready, free, items, M, N, GROUPS: gl.constexpr, SPAN: gl.constexpr,
+              BLOCK_M: gl.constexpr, BLOCK_OUT: gl.constexpr, SPLITS: gl.constexpr,
               STAGES: gl.constexpr, GROUP: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
-    """Multiply half the rows of this program's tiles: WHICH half.
-
-    Scales are asked for at the beginning of the step before, and waited for at its end, for a wait
-    in the middle of a step waits for all that were asked for in it. Tall halves have no registers
-    for the products of scales, and wait.
-    """
+    """Multiply half the rows of this program's tiles: WHICH half."""
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 32])
-    GROUPS: gl.constexpr = (K + _BLOCK - 1) // _BLOCK
-    HALF: gl.constexpr = BLOCK_M // 2
-    TALL: gl.constexpr = HALF > _WAVE
+    FIRST: gl.constexpr = WHICH * (BLOCK_M // 2)
     zero = gl.zeros([_WAVE, _BLOCK], gl.float32, layout=mma)
     turn = 0
-    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+    for item in range(gl.program_id(0), items, gl.num_programs(0)):
+        tile, part = item // SPLITS, item % SPLITS
         row, col = _corner(tile, M, N, GROUP, BLOCK_M)
-        row += WHICH * HALF
+        row += FIRST
         rows = row + gl.arange(0, _WAVE, layout=gl.SliceLayout(1, mma))
-        by_block = scales + col // BLOCK_OUT * GROUPS
-        by_out = gl.load(by_block)
-        by_row = gl.load(x_scales + rows, mask=rows < M, other=0.0)
-        acc = zero
-        if TALL:
-            by_low_row = gl.load(x_scales + rows + _WAVE, mask=rows + _WAVE < M, other=0.0)
-            low = zero
-        else:
-            factor = by_row * by_out
-        for step in range(GROUPS):
-            slot = turn % STAGES
-            following = gl.minimum(step + 1, GROUPS - 1)
-            by_group = x_scales + following * group_stride + rows
-            next_out = gl.load(by_block + following)
-            next_row = gl.load(by_group, mask=rows < M, other=0.0)
-            if TALL:
-                next_low_row = gl.load(by_group + _WAVE, mask=rows + _WAVE < M, other=0.0)
-            mbarrier.wait(ready.index(slot), turn // STAGES & 1)
-            product = _wave(values.index(slot), weights.index(slot), zero, WHICH * HALF)
-            if TALL:
-                acc += product * (by_row * by_out)[:, None]
-                product = _wave(values.index(slot), weights.index(slot), zero, WHICH * HALF + _WAVE)
-            tl.debug_barrier()
-            mbarrier.arrive(free.index(slot), count=1)
-            if TALL:
-                low += product * (by_low_row * by_out)[:, None]
-                by_row, by_low_row, by_out = next_row, next_low_row, next_out
-            else:
-                acc += product * factor[:, None]
-                factor = next_row * next_out
-            turn += 1
-        _store(acc, bias, buffers.index(WHICH), out, row, col, N)
-        if TALL:
+        by_row, live, by_block = x_scales + rows, rows < M, scales + col // BLOCK_OUT * GROUPS
+        is_last = True
+        if BLOCK_M > 2 * _WAVE:
+            acc, low, turn = _by_waves(values, weights, ready, free, zero, by_row, live,
+                                       rows + _WAVE < M, group_stride, by_block, turn, GROUPS, SPAN,
+                                       STAGES, FIRST)  # fmt: skip
             _store(low, bias, buffers.index(WHICH), out, row + _WAVE, col, N)
+        else:
+            acc, turn = _by_pairs(values, weights, ready, free, zero, by_row, live, group_stride,
+                                  by_block, part * SPAN, turn, GROUPS, SPAN, STAGES,
+                                  FIRST)  # fmt: skip
+            if SPLITS > 1:
+                acc, is_last = _sum_parts(acc, parts, arrivals, 2 * tile + WHICH, part, SPLITS)
+        if is_last:
+            _store(acc, bias, buffers.index(WHICH), out, row, col, N)
     tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["M"])
 def fp8_blocks_kernel(
-    x, x_scales, group_stride, weight, scales, bias, out, M, N, K: gl.constexpr,
-    BLOCK_M: gl.constexpr, BLOCK_OUT: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr,
+    x, x_scales, group_stride, weight, scales, bias, out, parts, arrivals, M, N, K: gl.constexpr,
+    BLOCK_M: gl.constexpr, BLOCK_OUT: gl.constexpr, SPLITS: gl.constexpr, STAGES: gl.constexpr,
+    GROUP: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """Compute [M, N] outputs tile by tile; x, weight and out are tensor descriptors.
 
     What lies beyond an edge arrives as zeros and is not written.
     """
+    release_successor(PDL)
+    GROUPS: gl.constexpr = (K + _BLOCK - 1) // _BLOCK
+    # Steps of a part: pairs of them.
+    SPAN: gl.constexpr = (GROUPS + 2 * SPLITS - 1) // (2 * SPLITS) * 2
     values = gl.allocate_shared_memory(x.dtype, [STAGES, BLOCK_M, _BLOCK], x.layout)
     weights = gl.allocate_shared_memory(weight.dtype, [STAGES, _BLOCK, _BLOCK], weight.layout)
     buffers = gl.allocate_shared_memory(out.dtype, [2, _WAVE, _BLOCK], out.layout)
@@ -177,15 +265,18 @@ def fp8_blocks_kernel(
     for slot in gl.static_range(STAGES):
         mbarrier.init(ready.index(slot), count=1)
         mbarrier.init(free.index(slot), count=2)
-    tiles = gl.cdiv(M, BLOCK_M) * gl.cdiv(N, _BLOCK)
+    items = gl.cdiv(M, BLOCK_M) * gl.cdiv(N, _BLOCK) * SPLITS
+    wait_for_inputs(PDL)
     gl.warp_specialize(
         [
-            (_multiply, (x_scales, group_stride, scales, bias, out, values, weights, buffers, ready,
-                         free, tiles, M, N, K, BLOCK_M, BLOCK_OUT, STAGES, GROUP, 0)),
-            (_multiply, (x_scales, group_stride, scales, bias, out, values, weights, buffers, ready,
-                         free, tiles, M, N, K, BLOCK_M, BLOCK_OUT, STAGES, GROUP, 1)),
-            (_fetch, (x, weight, values, weights, ready, free, tiles, M, N, K, BLOCK_M, STAGES,
-                      GROUP)),
+            (_multiply, (x_scales, group_stride, scales, bias, out, parts, arrivals, values,
+                         weights, buffers, ready, free, items, M, N, GROUPS, SPAN, BLOCK_M,
+                         BLOCK_OUT, SPLITS, STAGES, GROUP, 0)),
+            (_multiply, (x_scales, group_stride, scales, bias, out, parts, arrivals, values,
+                         weights, buffers, ready, free, items, M, N, GROUPS, SPAN, BLOCK_M,
+                         BLOCK_OUT, SPLITS, STAGES, GROUP, 1)),
+            (_fetch, (x, weight, values, weights, ready, free, items, M, N, SPAN, BLOCK_M, SPLITS,
+                      STAGES, GROUP)),
         ],
         [4, 1],
         # Registers of those who multiply and of the one who fetches, of 65,536 for all.
@@ -215,28 +306,40 @@ def multiply_blocks(
     bias: Tensor | None,
     out: Tensor,
     tuning: BlocksTuning,
+    arrivals: Tensor,
 ) -> None:
     """Write the product of rows and a weight in blocks to `out`; see `fp8_linear`.
 
-    out: [M, N], bfloat16 or float16.
+    out: [M, N], bfloat16 or float16. arrivals: int32 zeros, two for each tile of 128 x 128 if
+    programs share one; zeros again behind.
     """
     num_rows, width_out = out.shape
     tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, GROUP)
+    parts = None
+    if tuning.splits > 1:
+        require(tuning.block_m == 128, f"tiles of {tuning.block_m} rows are not split")
+        require(2 * tiles <= arrivals.numel(), f"{tiles} tiles share columns")
+        size = (tiles, tuning.splits, tuning.block_m, GROUP)
+        parts = torch.empty(size, dtype=torch.float32, device=out.device)
     kept = gl.bfloat16 if out.dtype == torch.bfloat16 else gl.float16
-    fp8_blocks_kernel[(min(num_processors(out.device), tiles),)](
+    fp8_blocks_kernel[(min(num_processors(out.device), tiles * tuning.splits),)](
         _described(x.in_tiles, tuning.block_m, gl.float8e4nv),
         x.scales,
         x.group_stride,
         _described(values, GROUP, gl.float8e4nv),
         scales,
         bias,
-        _described(out, 64, kept),
+        _described(out, _WAVE.value, kept),
+        parts,
+        arrivals,
         num_rows,
         width_out,
         K=values.shape[1],
         BLOCK_M=tuning.block_m,
         BLOCK_OUT=block_outputs,
+        SPLITS=tuning.splits,
         STAGES=tuning.stages,
         GROUP=tuning.group,
         num_warps=4,
+        **dependent_launch(out.device),
     )

@@ -17,16 +17,17 @@ from tokenbus.kernels.launch import (
     require,
     require_contiguous,
 )
+from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning, multiply_block_rows
 from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, multiply_blocks, takes_blocks
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, fp8_matmul_kernel
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, fp8_rows_kernel
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight, check_product, check_scales
 from tokenbus.kernels.linear.fp8_table import (
     MAX_GATED_ROWS,
-    choose_blocks_tuning,
     choose_matmul_tuning,
     choose_matvec_tuning,
     choose_rows_tuning,
+    choose_turns_tuning,
     is_tall,
     is_wide,
 )
@@ -122,7 +123,7 @@ def fp8_linear(
     *,
     block_outputs: int = 0,
     out_dtype: torch.dtype = torch.bfloat16,
-    tuning: RowsTuning | MatmulTuning | BlocksTuning | None = None,
+    tuning: RowsTuning | BlockRowsTuning | MatmulTuning | BlocksTuning | None = None,
 ) -> Tensor:
     """Multiply rows of e4m3 by an FP8 weight, with bias, gate and residual behind.
 
@@ -145,11 +146,17 @@ def fp8_linear(
     out = torch.empty(num_rows, width_out, dtype=out_dtype, device=values.device)
     if num_rows == 0:
         return out
+    if tuning is None and takes_blocks(values.device, out_dtype, block_outputs):
+        tuning = choose_turns_tuning(num_rows, values.shape[1], width_out, fusion.role)
     if tuning is None and is_tall(num_rows, width_out, fusion.role, blocks=block_outputs > 0):
         tuning = choose_rows_tuning(
             num_rows, values.shape[1], width_out, fusion.role, blocks=block_outputs > 0
         )
     check_scales(x, values, scales, block_outputs, tuning)
+    if isinstance(tuning, BlockRowsTuning):
+        arrivals = _arrivals(values.device)
+        multiply_block_rows(x, values, scales, block_outputs, fusion, out, tuning, arrivals)
+        return out
     if isinstance(tuning, RowsTuning):
         _launch_rows(x, values, scales, block_outputs, fusion, out, tuning)
         return out
@@ -165,12 +172,10 @@ def fp8_linear(
         by_torch = out_dtype == torch.bfloat16 and values.is_cuda and not block_outputs
         if by_torch and is_wide(width_out):
             return _by_torch(x, values, scales, fusion.bias)
-        if takes_blocks(values.device, out_dtype, block_outputs):
-            tuning = choose_blocks_tuning(num_rows, width_out)
-        else:
-            tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
+        tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
     if isinstance(tuning, BlocksTuning):
-        multiply_blocks(x, values, scales, block_outputs, fusion.bias, out, tuning)
+        arrivals = _arrivals(values.device)
+        multiply_blocks(x, values, scales, block_outputs, fusion.bias, out, tuning, arrivals)
         return out
     _launch_matmul(x, values, scales, block_outputs, fusion.bias, out, tuning)
     return out
@@ -247,8 +252,6 @@ def _launch_rows(
     require(num_rows <= MAX_GATED_ROWS, f"{num_rows} rows, this takes {MAX_GATED_ROWS}")
     height = next_power_of_2(max(num_rows, 16))
     tiles = ceil_div(width_out, tuning.block_n)
-    room = f"{x.group_stride} scales of a group, a tile has {height} rows"
-    require(not block_outputs or x.group_stride >= height, room)
     # What a gate multiplies begins in the middle of a tile if tiles do not divide the outputs.
     one_scale = block_outputs > 0 and block_outputs % tuning.block_n == 0
     one_scale &= fusion.act is None or width_out % tuning.block_n == 0
@@ -276,7 +279,6 @@ def _launch_rows(
         ROWS=height,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
-        BLOCKS=tuning.blocks,
         BLOCK_OUT=block_outputs,
         ONE_SCALE=one_scale,
         SPLITS=tuning.splits,

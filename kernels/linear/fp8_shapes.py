@@ -12,6 +12,7 @@ from tokenbus.kernels.quantize import FP8, GROUP
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning
     from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
     from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
     from tokenbus.kernels.linear.fp8_rows import RowsTuning
@@ -50,7 +51,7 @@ def check_scales(
     values: Tensor,
     scales: Tensor,
     block_outputs: int,
-    tuning: RowsTuning | MatmulTuning | BlocksTuning | None,
+    tuning: RowsTuning | BlockRowsTuning | MatmulTuning | BlocksTuning | None,
 ) -> None:
     """Raise KernelInputError for scales of other blocks than a step of the kernel has."""
     if not block_outputs:

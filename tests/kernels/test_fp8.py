@@ -14,16 +14,17 @@ from models.paged_batch import DEVICE, HALF, assert_close
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.launch import KernelInputError
+from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning
 from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import (
-    choose_blocks_tuning,
     choose_matmul_tuning,
     choose_matvec_tuning,
     choose_rows_tuning,
+    choose_turns_tuning,
     is_wide,
 )
 from tokenbus.kernels.linear.small_linear import Fusion
@@ -232,7 +233,7 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
     exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
     fusion = Fusion(bias=randn(num_outputs, seed=2), act="silu" if is_gate else None)
     expected = reference.fused_linear(exact, weight, bias=fusion.bias, act=fusion.act)
-    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2, blocks=2)
+    several = RowsTuning(64, 128, 4, 2, splits=1 if is_gate else 2)
     for tuning in (None, several if rows <= 128 else MatmulTuning(128, 128, 128, 8, 2)):
         got = fp8_linear(
             x, values, blocks, fusion, block_outputs=block_outputs, out_dtype=torch.float32,
@@ -244,7 +245,11 @@ def test_blocks_of_weights_equal_twin(rows: int, block_outputs: int, is_gate: bo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
 @pytest.mark.parametrize("rows", [1, 130, 700])
-@pytest.mark.parametrize("tuning", [BlocksTuning(128, 3, 2), BlocksTuning(256, 2, 1)], ids=repr)
+@pytest.mark.parametrize(
+    "tuning",
+    [BlocksTuning(256, 2, 1), BlocksTuning(128, 3, 2), BlocksTuning(128, 5, 8, splits=4)],
+    ids=repr,
+)
 def test_turns_of_warps_over_blocks_equal_twin(rows: int, tuning: BlocksTuning) -> None:
     """Tiles of several turns, cut ones at every edge, and a bias behind."""
     width_in, width_out = 1360, 2000
@@ -258,6 +263,35 @@ def test_turns_of_warps_over_blocks_equal_twin(rows: int, tuning: BlocksTuning) 
     expected = reference.fused_linear(exact, weight, bias=fusion.bias)
     got = fp8_linear(x, values, blocks, fusion, block_outputs=128, tuning=tuning)
     assert ((got.float() - expected).norm() / expected.norm()).item() < 3e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
+@pytest.mark.parametrize("rows", [1, 17, 64])
+@pytest.mark.parametrize("tuning", [BlockRowsTuning(3), BlockRowsTuning(4, splits=4)], ids=repr)
+@pytest.mark.parametrize("case", ["bias", "gate, bias", "residual"])
+def test_few_rows_over_blocks_equal_twin(rows: int, tuning: BlockRowsTuning, case: str) -> None:
+    """Weights come before rows; cut tiles, a gate and a sum behind; counts are zero again."""
+    is_gate = "gate" in case
+    if is_gate and tuning.splits > 1:
+        pytest.skip("gates are not split")
+    width_in, width_out = 1360, 1088 if is_gate else 1104
+    num_outputs = (1 + is_gate) * width_out
+    values = rounded(randn(num_outputs, width_in, seed=1)).values
+    blocks = torch.rand(-(-num_outputs // 128), 11, device=DEVICE) + 0.01
+    of_output = blocks.repeat_interleave(128, 0)[:num_outputs]
+    weight = values.float() * of_output.repeat_interleave(128, 1)[:, :width_in]
+    x = quantize_groups(randn(rows, width_in) * torch.logspace(0, 2, width_in, device=DEVICE))
+    exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
+    residual = randn(rows, width_out, seed=3) if case == "residual" else None
+    bias = randn(num_outputs, seed=2) if "bias" in case else None
+    act: ActivationKind | None = "silu" if is_gate else None
+    expected = reference.fused_linear(exact, weight, bias=bias, act=act, residual=residual)
+    for _ in range(2):
+        added = None if residual is None else residual.clone()
+        fusion = Fusion(bias=bias, act=act, residual=added)
+        got = fp8_linear(x, values, blocks, fusion, block_outputs=128, tuning=tuning)
+        assert ((got.float() - expected).norm() / expected.norm()).item() < 3e-3
 
 
 @pytest.mark.parametrize("maker", ["plain", "norm", "gate"])
@@ -332,10 +366,18 @@ def test_layouts_suit_the_shape() -> None:
     assert choose_rows_tuning(17, 4096, 6144, LinearRole.PLAIN).splits == 1
     few = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL)
     assert (few.block_k, few.splits) == (512, 1)
-    over_blocks = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True)
-    assert (over_blocks.block_k, over_blocks.splits, over_blocks.blocks) == (128, 2, 2)
-    assert choose_blocks_tuning(256, 28672).block_m == 256
-    assert choose_blocks_tuning(256, 6144).block_m == 128
+    assert choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True).block_k == 128
+    narrow, long = ((k, 4096, LinearRole.RESIDUAL) for k in (4096, 14336))
+    gate = (4096, 14336, LinearRole.GATED)
+    assert choose_turns_tuning(8, *narrow) == BlockRowsTuning(20)
+    assert choose_turns_tuning(8, *long) == BlockRowsTuning(16, splits=2)
+    assert choose_turns_tuning(64, *gate) == BlockRowsTuning(8)
+    turns = [choose_turns_tuning(rows, *long) for rows in (128, 256, 300, 2000)]
+    assert [(item.block_m, item.splits) for item in turns if isinstance(item, BlocksTuning)] == [
+        (128, 4), (128, 2), (128, 1), (256, 1)
+    ]  # fmt: skip
+    assert choose_turns_tuning(256, *gate) == BlocksTuning(256, 4, 8)
+    assert choose_turns_tuning(512, *gate) == BlocksTuning(128, 5, 8)
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
     assert (down.by_warp, longer.by_warp) == (True, False)
     assert is_wide(28672)

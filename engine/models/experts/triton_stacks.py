@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tokenbus.engine.models.experts.torch_experts import stacked_values
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight
@@ -25,34 +26,21 @@ if TYPE_CHECKING:
     from tokenbus.kernels.quantize import QuantizedRows
 
 
-class Experts(Protocol):
+_Stack = TypeVar("_Stack", "Tensor", Fp8Stack)
+
+
+class Experts(ABC, Generic[_Stack]):
     """The matrices of all experts, bound to the kernels that multiply by them."""
 
-    def of_lone_row(self, few: FewRows, beside: Beside) -> Tensor:
-        """Return the weighted sum of a lone row's experts and what stands beside it, [1, H]."""
-        ...
-
-    @property
-    def rounds_rows(self) -> bool:
-        """Whether several rows are rounded to FP8 with a scale each."""
-        ...
-
-    def of_pairs(self, x: Tensor, work: Work, rounded: QuantizedRows | None = None) -> Tensor:
-        """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted.
-
-        rounded: x in FP8, for experts that round rows, if someone has rounded them already.
-        """
-        ...
-
-
-class PlainExperts:
-    """Numbers of the model's dtype; other kinds are widened to them."""
-
+    # Whether several rows are rounded to FP8 with a scale each.
     rounds_rows = False
 
-    def __init__(self, mixture: Mixture, act: ActivationKind) -> None:
-        """Take a mixture's stacks; `act` is the activation of the gates."""
-        self._gate_up, self._down = (stacked_values(stack.weight) for stack in mixture.stacks())
+    def __init__(
+        self, stacks: tuple[_Stack, _Stack], mixture: Mixture, act: ActivationKind
+    ) -> None:
+        """Take stacks of gates with what they gate, and of what is behind them."""
+        self._gate_up: _Stack = stacks[0]
+        self._down: _Stack = stacks[1]
         self._width, self._inner = mixture.router.shape[1], mixture.shape.intermediate_size
         self._act = act
 
@@ -62,6 +50,17 @@ class PlainExperts:
             few.rows, few.chosen, self._gate_up, self._inner, self._act, watch=few.watch
         )
         return lone_row_down(acted, few.chosen, self._down, self._width, beside)
+
+    @abstractmethod
+    def of_pairs(self, x: Tensor, work: Work, rounded: QuantizedRows | None = None) -> Tensor:
+        """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted.
+
+        rounded: x in FP8, for experts that round rows, if someone has rounded them already.
+        """
+
+
+class PlainExperts(Experts["Tensor"]):
+    """Numbers of the model's dtype; other kinds are widened to them."""
 
     def of_pairs(self, x: Tensor, work: Work, rounded: QuantizedRows | None = None) -> Tensor:
         """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted."""
@@ -70,24 +69,15 @@ class PlainExperts:
         return experts_down(acted, self._down, self._width, work)
 
 
-class Fp8Experts:
+class Fp8Experts(Experts[Fp8Stack]):
     """FP8 weights: a lone row is multiplied as it is, more are rounded to FP8."""
 
     def __init__(
         self, stacks: tuple[Fp8Stack, Fp8Stack], mixture: Mixture, act: ActivationKind
     ) -> None:
         """Take stacks of gates with what they gate, and of what is behind them."""
-        self._gate_up, self._down = stacks
-        self._width, self._inner = mixture.router.shape[1], mixture.shape.intermediate_size
-        self._act = act
-        self.rounds_rows = self._gate_up.block_outputs == 0
-
-    def of_lone_row(self, few: FewRows, beside: Beside) -> Tensor:
-        """Return the weighted sum of a lone row's experts and what stands beside it, [1, H]."""
-        acted = lone_row_up(
-            few.rows, few.chosen, self._gate_up, self._inner, self._act, watch=few.watch
-        )
-        return lone_row_down(acted, few.chosen, self._down, self._width, beside)
+        super().__init__(stacks, mixture, act)
+        self.rounds_rows = stacks[0].block_outputs == 0
 
     def of_pairs(self, x: Tensor, work: Work, rounded: QuantizedRows | None = None) -> Tensor:
         """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted."""
@@ -99,13 +89,14 @@ class Fp8Experts:
         return fp8_experts_down(acted, self._down, self._width, work, x.dtype)
 
 
-def bound_experts(mixture: Mixture, act: ActivationKind) -> Experts:
+def bound_experts(mixture: Mixture, act: ActivationKind) -> PlainExperts | Fp8Experts:
     """Bind a mixture's stacks to the kernels of their kind."""
     width, inner = mixture.router.shape[1], mixture.shape.intermediate_size
     gate_up = _fp8_stack(mixture.gate_up.weight, width, 2 * inner)
     down = _fp8_stack(mixture.down.weight, inner, width)
     if gate_up is None or down is None:
-        return PlainExperts(mixture, act)
+        values = stacked_values(mixture.gate_up.weight), stacked_values(mixture.down.weight)
+        return PlainExperts(values, mixture, act)
     return Fp8Experts((gate_up, down), mixture, act)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from models.launch_keys import CONFIG, random_requests
+from models.launch_keys import CONFIG, MAX_MODEL_LEN, random_requests
 from models.triton_model import load_on_triton
 from patience import PATIENCE_S
 from transformers import LlamaForCausalLM
@@ -66,7 +66,9 @@ def test_random_steps_compile_nothing() -> None:
     """The same on a GPU, with graphs, as Triton itself counts."""
     torch.manual_seed(0)
     weights = LlamaForCausalLM(CONFIG).state_dict()
-    loaded = load_on_triton(CONFIG, weights, max_rows=64, dtype=torch.bfloat16)
+    loaded = load_on_triton(
+        CONFIG, weights, max_rows=64, dtype=torch.bfloat16, max_model_len=MAX_MODEL_LEN
+    )
     engine = engine_for(loaded, EngineConfig("tiny", num_pages=400, max_num_seqs=64))
     compiled: list[str] = []
     triton.knobs.runtime.jit_post_compile_hook = lambda **given: compiled.append(given["repr"])
