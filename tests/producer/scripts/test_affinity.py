@@ -132,7 +132,7 @@ async def test_job_is_taken_at_once_where_nothing_is_gained(
 async def test_no_crowd_gathers_at_a_home_beside_a_worker_that_idles(
     scripts: Scripts, home: StubWorker, other: StubWorker
 ) -> None:
-    """It leaves the home so many jobs as it has itself, and sixteen; then it takes one."""
+    """It leaves the home as many jobs as it has itself, and sixteen; then it takes one."""
     await submit(scripts, *(a_job(prefix="p") for _ in range(16)))
     assert (await other.pull(affinity_ms=LONG_MS)).jobs == ()
     assert len((await home.pull(affinity_ms=LONG_MS)).jobs) == 16
