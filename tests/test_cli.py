@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import runpy
 import shlex
 import socket
 import subprocess
@@ -303,6 +304,25 @@ def test_reader_that_hangs_up_ends_the_command_quietly() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=PATIENCE_S) == cli.EXIT_FAILED
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Code 130 then as well: `main` is not there yet to say so."""
+    late = "tokenbus.producer.commands.help_texts"
+
+    class Interrupted:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == late:
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, late)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(cli.__file__)
+    assert ended.value.code == cli.EXIT_INTERRUPTED
 
 
 def test_module_runs_as_the_command() -> None:

@@ -47,6 +47,18 @@ def open_memory() -> int:
     return fd
 
 
+def open_store() -> tuple[int, str]:
+    """Return the descriptor of what ranks meet in, and its path for those who inherit that.
+
+    It stays open: torch may write to the path until the process is gone. Nothing of it is left
+    behind, whoever is killed, where there is memory without a name.
+    """
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("tokenbus-store")
+        return fd, f"/proc/self/fd/{fd}"
+    return tempfile.mkstemp(prefix="tokenbus-store-")
+
+
 class RankBoard:
     """The memory behind a descriptor, as one rank sees it."""
 

@@ -221,9 +221,9 @@ def _keep_to_the_last(thing: object) -> None:
 
 
 def join(
-    device: torch.device, folder: str, board: RankBoard, cause: Callable[[Exception], Exception]
+    device: torch.device, path: str, board: RankBoard, cause: Callable[[Exception], Exception]
 ) -> Collective:
-    """Join the group that meets in `folder`; returns once all ranks have.
+    """Join the group that meets in the file `path`; returns once all ranks have.
 
     Raises: EngineError where torch has no collectives for the device.
     """
@@ -231,7 +231,7 @@ def join(
         raise EngineError("this torch was built without torch.distributed, which ranks need")
     # torch types these in part, and not their options.
     torch_dist: Any = dist
-    store = torch_dist.FileStore(f"{folder}/store", board.size)
+    store = torch_dist.FileStore(path, board.size)
     if device.type == "cuda":
         if not dist.is_nccl_available():
             raise EngineError("this torch was built without NCCL, which ranks on GPUs need")

@@ -50,7 +50,7 @@ class FollowingGroup(RankGroup):
 
     def __init__(self, memory: int, sock: socket.socket) -> None:
         """Hear from rank 0 what is to be run; `meet` joins."""
-        rank, self._folder, seed, told = receive_message(sock)
+        rank, self._store, seed, told = receive_message(sock)
         self.config = EngineConfig(**told)
         self._sock = sock
         self._board = RankBoard(memory, rank, self.config.tensor_parallel)
@@ -64,7 +64,7 @@ class FollowingGroup(RankGroup):
         """Join the other ranks."""
         settle(self.device)
         send_message(self._sock, ["here"])
-        self.collective = join(self.device, self._folder, self._board, lambda error: error)
+        self.collective = join(self.device, self._store, self._board, lambda error: error)
 
     def loaded(self) -> None:
         """Tell that this rank has its weights."""

@@ -6,11 +6,9 @@ import contextlib
 import logging
 import os
 import select
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from contextlib import ExitStack, contextmanager
@@ -22,7 +20,7 @@ import torch
 from tokenbus.engine import errors
 from tokenbus.engine.child_process import receive_message, send_message
 from tokenbus.engine.errors import EngineError, RequestRejected
-from tokenbus.engine.parallel.board import RankBoard, open_memory
+from tokenbus.engine.parallel.board import RankBoard, open_memory, open_store
 from tokenbus.engine.parallel.collective import join
 from tokenbus.engine.parallel.group import RankGroup
 from tokenbus.engine.parallel.orders import PROBE, OrderBook
@@ -59,26 +57,24 @@ class LeadingGroup(RankGroup):
     def __init__(self, config: EngineConfig) -> None:
         """Start a process for every other rank; `meet` waits for them."""
         self._size = config.tensor_parallel
-        self._folder = tempfile.mkdtemp(prefix="tokenbus-ranks-")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._sockets: list[socket.socket] = []
         # What was begun, which is ended in reverse.
         self._begun = ExitStack()
-        self._begun.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._begun.callback(_end, self._processes, self._sockets)
         self._end = weakref.finalize(self, self._begun.close)
-        memory = open_memory()
+        memory, (store, self._store) = open_memory(), open_store()
         try:
             self._board = RankBoard(memory, 0, self._size)
             for _ in range(1, self._size):
-                self._spawn(memory)
+                self._spawn(memory, store)
         finally:
             os.close(memory)
         self._watch = RankWatch(self._board, self._processes, self._sockets)
         self._book = OrderBook()
         self._longest_s = SILENT_S
         for rank, sock in enumerate(self._sockets, 1):
-            send_message(sock, [rank, self._folder, torch.initial_seed(), asdict(config)])
+            send_message(sock, [rank, self._store, torch.initial_seed(), asdict(config)])
 
     @property
     def follower_pids(self) -> tuple[int, ...]:
@@ -88,7 +84,7 @@ class LeadingGroup(RankGroup):
     def meet(self, device: torch.device) -> None:
         """Wait until all followers are there, and join them. Raises: what one of them failed of."""
         self._hear("here")
-        self.collective = join(device, self._folder, self._board, self._watch.cause)
+        self.collective = join(device, self._store, self._board, self._watch.cause)
         self._begun.callback(self.collective.close)
         self._begun.callback(self._watch.stop)
         self.topology = told(self._size, device)
@@ -148,7 +144,7 @@ class LeadingGroup(RankGroup):
             self._watch.lose(0, "failed amid a step")
             raise
 
-    def _spawn(self, memory: int) -> None:
+    def _spawn(self, memory: int, store: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             fds = (memory, theirs.fileno())
@@ -157,7 +153,7 @@ class LeadingGroup(RankGroup):
                 subprocess.Popen(
                     [*_COMMAND, str(os.getpid()), *map(str, fds)],
                     stdin=subprocess.DEVNULL,
-                    pass_fds=fds,
+                    pass_fds=(*fds, store),
                     process_group=0,
                     env={**os.environ, **NCCL_SETTINGS},
                 )

@@ -6,23 +6,27 @@ It is one file because it is one table: every command, and what it imports.
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
-from typing import TYPE_CHECKING, Any
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
 
-from tokenbus.producer.commands import arguments, gateway_arguments
-from tokenbus.producer.commands.arguments import EXIT_WRONG_INPUT, Parser
-from tokenbus.producer.commands.help_texts import describe
-from tokenbus.producer.terminal import open_standard_streams, say, visible
+try:
+    import argparse
+    import os
+    import sys
+    from typing import TYPE_CHECKING, Any
+
+    from tokenbus.producer.commands import arguments, gateway_arguments
+    from tokenbus.producer.commands.arguments import EXIT_WRONG_INPUT, Parser
+    from tokenbus.producer.commands.help_texts import describe
+    from tokenbus.producer.terminal import open_standard_streams, say, visible
+except KeyboardInterrupt:
+    # As `main` would end, which is not there yet.
+    raise SystemExit(EXIT_INTERRUPTED) from None
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenbus.producer.settings import BusSettings
-
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 
 class _Version(argparse.Action):

@@ -182,7 +182,7 @@ local function consider(stream, id, fields, priority, lane_tenant, urge)
     return nil
   end
   if lane_tenant and urge ~= 'take' and not rides
-    and spares(found.job, found.prefix, id, tonumber(record[13]), urge == 'hasty') then
+    and spares(found.job, found.prefix, id, tonumber(record[13]), urge == 'hasty', crowd.held) then
     return nil, charge / (tonumber(record[7]) or 1)
   end
   if fits then

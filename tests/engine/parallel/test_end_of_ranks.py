@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import subprocess
 import sys
-from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from models.engine_of_ranks import engine, saved
-from models.rank_threads import follow_in_threads
+from models.rank_threads import ThreadFollower, follow_in_threads
 from patience import PATIENCE_S
 
 from tokenbus.engine.parallel.board import RankBoard, open_memory
@@ -20,17 +21,20 @@ from tokenbus.engine.parallel.collective import GlooGroup, NcclGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tokenbus.engine.engine import Engine
 
 # Builds an engine of two ranks in a process of its own, and ends without a word to it.
 _SCRIPT = """
-import sys
+import os, signal, sys, tempfile
 from tokenbus.engine.llm import LLM
 from tokenbus.engine.parallel.collective import GlooGroup
 GlooGroup.close = lambda group: print("let go", flush=True)
 llm = LLM(sys.argv[1], dtype="float32", device="cpu", num_pages=80, tensor_parallel=2)
-print(llm.engine._runner.group._folder, flush=True)
+print(tempfile.gettempdir(), flush=True)
+if sys.argv[2] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -137,27 +141,37 @@ def dropped(built: Engine) -> None:
 
 
 @pytest.mark.parametrize("end", [closed, dropped])
-def test_group_is_let_go_of_before_its_folder(
+def test_group_is_let_go_of_before_its_ranks(
     end: Callable[[Engine], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Threads of NCCL look into the folder to the last; it is gone behind them."""
+    """It is let go of once, while the others are still there."""
     seen: list[bool] = []
-    folders: list[Path] = []
+    followers: list[ThreadFollower] = []
     follow_in_threads(monkeypatch)
-    monkeypatch.setattr(GlooGroup, "close", lambda _: seen.append(folders[0].is_dir()))
+    monkeypatch.setattr(GlooGroup, "close", lambda _: seen.append(followers[0].is_alive))
     engines: list[Any] = [engine(saved(tmp_path, "qwen3"), 2)]
-    folders.append(Path(engines[0]._runner.group._folder))
+    followers += engines[0]._runner.group._processes
     end(engines.pop())
     assert seen == [True]
-    assert not folders[0].exists()
+    assert not followers[0].is_alive
 
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_script_that_closes_nothing_lets_go_of_its_ranks(tmp_path: Path) -> None:
-    """Its end lets go of the group and leaves no folder."""
-    command = [sys.executable, "-P", "-c", _SCRIPT, saved(tmp_path, "qwen3")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    folder, told = ended.stdout.splitlines()
-    assert told == "let go"
-    assert not Path(folder).exists()
+@pytest.mark.parametrize(
+    ("end", "status", "told"), [("", 0, ["let go"]), ("killed", -signal.SIGKILL, [])]
+)
+def test_script_that_closes_nothing_leaves_nothing(
+    tmp_path: Path, end: str, status: int, told: list[str]
+) -> None:
+    """Its end lets go of the group; no file of that is left, not even where it is killed."""
+    files = tmp_path / "files"
+    files.mkdir()
+    command = [sys.executable, "-P", "-c", _SCRIPT, saved(tmp_path / "model", "qwen3"), end]
+    ended = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S,
+        env={**os.environ, "TMPDIR": str(files)},
+    )  # fmt: skip
+    assert ended.returncode == status
+    assert ended.stdout.splitlines() == [str(files), *told]
+    assert not list(files.glob("tokenbus*"))

@@ -129,6 +129,20 @@ async def test_job_is_taken_at_once_where_nothing_is_gained(
     assert names(await other.pull(**budget)) == ["next"]
 
 
+async def test_no_crowd_gathers_at_a_home_beside_a_worker_that_idles(
+    scripts: Scripts, home: StubWorker, other: StubWorker
+) -> None:
+    """It leaves the home as many jobs as it has itself, and sixteen; then it takes one."""
+    await submit(scripts, *(a_job(prefix="p") for _ in range(16)))
+    assert (await other.pull(affinity_ms=LONG_MS)).jobs == ()
+    assert len((await home.pull(affinity_ms=LONG_MS)).jobs) == 16
+    await submit(scripts, *(a_job(f"late-{i}", prefix="p") for i in range(3)))
+    assert names(await other.pull(affinity_ms=LONG_MS)) == ["late-0"]
+    assert names(await other.pull(affinity_ms=LONG_MS)) == []
+    assert names(await home.pull(max_jobs=1, affinity_ms=LONG_MS)) == ["late-1"]
+    assert names(await other.pull(affinity_ms=LONG_MS)) == ["late-2"]
+
+
 async def test_leaving_worker_gives_its_prefixes_up_at_once(
     scripts: Scripts, home: StubWorker, other: StubWorker
 ) -> None:

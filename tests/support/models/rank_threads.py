@@ -25,6 +25,11 @@ class ThreadFollower:
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended."""
+        return self._thread.is_alive()
+
     def kill(self) -> None:
         """Hang up, which ends its collectives."""
         with contextlib.suppress(OSError):
@@ -43,7 +48,7 @@ def follow_in_threads(patch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
     """Start followers as threads from now on; return the logits of each rank, as they run."""
     logits: dict[int, list[Tensor]] = {}
 
-    def spawn(group: Any, memory: int) -> None:
+    def spawn(group: Any, memory: int, _: int) -> None:
         ours, theirs = socket.socketpair()
         group._sockets.append(ours)
         group._processes.append(ThreadFollower(memory, theirs))

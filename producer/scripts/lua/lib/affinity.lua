@@ -3,8 +3,10 @@
 -- Where a prefix is at home: with the first worker that pulled a job of it, until that one's cache
 -- has lost it, or the worker leaves or dies. Other workers leave jobs of the prefix to it for a while: for
 -- `ms` if they would idle, and as long as they find other work for a fifth of what the job has
--- waited already. The key's TTL is renewed by every job that the home takes.
-local HOME_MS, MAX_PREFIX_BYTES, SPARED_SHARE = 600000, 128, 0.2
+-- waited already. But not to a home that has many more jobs than they have: to compute the prefix
+-- once more costs less than a crowd around it, and from then on both hold it. The key's TTL is
+-- renewed by every job that the home takes.
+local HOME_MS, MAX_PREFIX_BYTES, SPARED_SHARE, MANY_JOBS = 600000, 128, 0.2, 16
 local affinity = { ms = 0, worker = '', held = {}, now = 0, retry_ms = nil, waits = false,
   holds_back = false }
 local seen, homes = {}, {}
@@ -25,7 +27,7 @@ local function home_elsewhere(prefix)
   if seen[home] == nil then
     local standing = redis.call('HMGET', K.worker .. home, 'room', 'leaving', 'drained')
     seen[home] = not standing[2] and not standing[3] and redis.call('EXISTS', K.alive .. home) == 1
-      and { room = standing[1] == '1' }
+      and { room = standing[1] == '1', num_jobs = redis.call('HLEN', K.held .. home) }
   end
   return seen[home] and home or nil
 end
@@ -62,13 +64,13 @@ local function is_held_back(entry)
 end
 
 -- Whether to leave a job to the home of its prefix. The time counts from the first pull that did,
--- `since`; `hasty` is a pull that has found nothing else to do.
-local function spares(job, prefix, entry, since, hasty)
+-- `since`; `hasty` is a pull that has found nothing else to do; this worker holds `num_jobs`.
+local function spares(job, prefix, entry, since, hasty, num_jobs)
   if not is_prefix(prefix) or affinity.held[prefix] then
     return false
   end
   local home = home_elsewhere(prefix)
-  if not home then
+  if not home or seen[home].num_jobs > num_jobs + MANY_JOBS then
     return false
   end
   if not since then
