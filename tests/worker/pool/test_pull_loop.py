@@ -72,16 +72,25 @@ class StubLease:
 
 
 class StubDoorbell:
-    """Is silent, and tells when somebody listens."""
+    """Is silent, tells when somebody listens, and answers the pulls behind it with `answers`."""
 
-    def __init__(self, listening: asyncio.Event) -> None:
+    def __init__(self, listening: asyncio.Event, *answers: Pulled) -> None:
         self._listening = listening
+        self._answers = list(answers)
+        self.offers: list[Budget] = []
         self.is_closed = False
 
     async def wait(self, _wait_s: float) -> None:
         """Wait for ever."""
         self._listening.set()
         await asyncio.Event().wait()
+
+    async def pull(self, wait_s: float, _serial: int, budget: Budget) -> Pulled:
+        """Answer the pull, or wait for ever."""
+        self.offers.append(budget)
+        if not self._answers:
+            await self.wait(wait_s)
+        return self._answers.pop(0)
 
     async def close(self) -> None:
         """Note that nobody listens any more."""
@@ -254,6 +263,37 @@ async def test_worker_with_room_pulls_at_once(monkeypatch: pytest.MonkeyPatch) -
     await until_within(lambda: bool(bench.lease.offers), PATIENCE_S)
     running.cancel()
     assert bench.lease.offers[0] == 8
+
+
+async def test_idle_worker_sends_its_pull_along_with_the_wait() -> None:
+    """A lone job is pulled when the bell rings, for half of what is free; what does not fit into
+    that is pulled at once for all of it."""
+    listening = asyncio.Event()
+    doorbell: Any = StubDoorbell(listening, Pulled(PullStatus.FULL, ()))
+    bench = pull_bench(NUM_PAGES, doorbell=doorbell)
+    bench.lease.is_left = False
+    pulling = asyncio.create_task(bench.pull_loop.run())
+    async with asyncio.timeout(PATIENCE_S):
+        await listening.wait()
+    pulling.cancel()
+    assert [(offer.pages, offer.take_head_of_line) for offer in doorbell.offers] == [
+        (NUM_PAGES // 2, False)
+    ] * 2
+    assert bench.lease.offers == [8, 8]
+
+
+async def test_busy_worker_looks_at_its_room_after_the_bell() -> None:
+    """What ends while it waits is room for what rings."""
+    listening = asyncio.Event()
+    doorbell: Any = StubDoorbell(listening)
+    bench = pull_bench(NUM_PAGES, doorbell=doorbell)
+    bench.lease.is_left = False
+    bench.take(pulled_job("running", 1, NUM_PAGES // 2))
+    pulling = asyncio.create_task(bench.pull_loop.run())
+    async with asyncio.timeout(PATIENCE_S):
+        await listening.wait()
+    pulling.cancel()
+    assert doorbell.offers == []
 
 
 async def test_pull_that_left_nothing_is_followed_by_the_bell() -> None:
