@@ -239,8 +239,7 @@ class PullLoop:
         match pulled.status:
             case PullStatus.JOBS | PullStatus.EMPTY | PullStatus.SPARED | PullStatus.PAUSED:
                 if self._is_idle():
-                    # No renewal is made meanwhile.
-                    self._bell_s = min(wait_s, self._settings.renew_interval_s)
+                    self._bell_s = wait_s
                 else:
                     await self._doorbell.wait(wait_s)
             case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR if was_offered_all:

@@ -122,15 +122,15 @@ async def test_wait_with_a_call_behind_it_that_was_given_up_takes_nothing(
     """A worker that drains may give up its pull at any time."""
     async with direct_to(private_server) as (direct, redis):
         pop = ("EVAL", "return redis.call('LPOP', KEYS[1])", 1, "untaken")
-        waiting = asyncio.create_task(direct.execute(*pop, behind=("BLPOP", "bell", 0)))
+        waiting = asyncio.create_task(direct.execute(*pop, behind=("BLPOP", "unheard", 0)))
         await until_blocked(redis)
         waiting.cancel()
         await asyncio.wait([waiting])
         while await num_direct(redis):
             pass
         await redis.rpush("untaken", "job")
-        await redis.rpush("bell", "1")
-        assert (await redis.llen("untaken"), await redis.llen("bell")) == (1, 1)
+        await redis.rpush("unheard", "1")
+        assert (await redis.llen("untaken"), await redis.llen("unheard")) == (1, 1)
 
 
 async def test_lost_connection_ends_its_calls_and_the_next_connects(
