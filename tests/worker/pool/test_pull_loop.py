@@ -267,7 +267,8 @@ async def test_worker_with_room_pulls_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_idle_worker_sends_its_pull_along_with_the_wait() -> None:
     """A lone job is pulled when the bell rings, for half of what is free; what does not fit into
-    that is pulled at once for all of it."""
+    that is pulled at once for all of it.
+    """
     listening = asyncio.Event()
     doorbell: Any = StubDoorbell(listening, Pulled(PullStatus.FULL, ()))
     bench = pull_bench(NUM_PAGES, doorbell=doorbell)
