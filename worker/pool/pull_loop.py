@@ -249,7 +249,8 @@ class PullLoop:
         """Tell whether so much is free that what changes in a second does not matter."""
         room, budget = self._page_budget.room(), self._page_budget
         has_pages = room.pages > budget.total_pages * IDLE_SHARE
-        return has_pages and room.rows > budget.max_rows * IDLE_SHARE
+        has_rows = room.rows > budget.max_rows * IDLE_SHARE
+        return has_pages and has_rows and not self._head_of_line.is_taken
 
 
 def _may_find_more(pulled: Pulled) -> bool:

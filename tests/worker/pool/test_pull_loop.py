@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
+import pytest
 from patience import PATIENCE_S, until_within
 from workers.parts import PAGE_SIZE, JobParts, a_member, job_parts, page_budget_of
 from workers.steps import step
@@ -27,8 +28,6 @@ from tokenbus.worker.pool.refusals import Refusals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
-    import pytest
 
     from tokenbus.producer.scripts import Budget
     from tokenbus.worker.held.held_job import HeldJob
@@ -283,13 +282,14 @@ async def test_idle_worker_sends_its_pull_along_with_the_wait() -> None:
     assert bench.lease.offers == [8, 8]
 
 
-async def test_busy_worker_looks_at_its_room_after_the_bell() -> None:
-    """What ends while it waits is room for what rings."""
+@pytest.mark.parametrize("waits", [False, True], ids=["half_is_taken", "one_waits_for_room"])
+async def test_busy_worker_looks_at_its_room_after_the_bell(waits: bool) -> None:
+    """What ends while it waits is room for what rings, and first for the head of the line."""
     listening = asyncio.Event()
     doorbell: Any = StubDoorbell(listening)
     bench = pull_bench(NUM_PAGES, doorbell=doorbell)
     bench.lease.is_left = False
-    bench.take(pulled_job("running", 1, NUM_PAGES // 2))
+    bench.take(pulled_job("here", 1, NUM_PAGES // 2, waits=waits))
     pulling = asyncio.create_task(bench.pull_loop.run())
     async with asyncio.timeout(PATIENCE_S):
         await listening.wait()
