@@ -44,15 +44,23 @@ class CallConnection:
         await self._raw.open()
         self.is_open = True
 
-    async def run(self, command: bytes) -> Any:
-        """Send a packed command and wait for its reply.
+    async def run(self, *commands: bytes) -> Any:
+        """Send packed commands together and wait for the reply to the last.
 
-        Raises: redis.ConnectionError where the connection is lost; redis.ResponseError.
+        Raises: redis.ConnectionError where the connection is lost; redis.ResponseError for any.
         """
-        self._raw.send(command)
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(reply)
-        return await reply
+        self._raw.send(b"".join(commands))
+        make = asyncio.get_running_loop().create_future
+        replies: list[asyncio.Future[Any]] = [make() for _ in commands]
+        self._waiting += replies
+        try:
+            for reply in replies:
+                answer = await reply
+        except BaseException:
+            for reply in replies:
+                reply.cancel()
+            raise
+        return answer
 
     async def close(self) -> None:
         """Close it at once; calls under way end with a ConnectionError."""
@@ -89,17 +97,19 @@ class DirectConnection:
         self._master = followed_master(redis)
         self._opening = asyncio.Lock()
 
-    async def execute(self, *args: Argument) -> Any:
+    async def execute(self, *args: Argument, behind: tuple[Argument, ...] = ()) -> Any:
         """Make one call; replies come as bytes.
 
-        Raises: redis.ConnectionError, ResponseError; what connecting raises.
+        The server answers the command that it goes `behind` first, and waits with it if that waits.
+        Raises: redis.ConnectionError, ResponseError, also for the other; what connecting raises.
         """
+        calls = (behind, args) if behind else (args,)
         if isinstance(self._redis, ClusterRedis):
-            return await self._redis.execute_command(*args)
-        command = pack(args)
+            return [await self._redis.execute_command(*call) for call in calls][-1]
+        commands = map(pack, calls)
         connection = await self._open()
         try:
-            return await connection.run(command)
+            return await connection.run(*commands)
         except ResponseError as error:
             if is_of_deposed(error):
                 self._leave(connection)

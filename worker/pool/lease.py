@@ -18,15 +18,17 @@ from redis.exceptions import RedisError
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.server.connection import typed
 from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from tokenbus.producer.answers import ServerAnswer
     from tokenbus.producer.scripts.replies import HeldEntry
     from tokenbus.producer.server.url import ServerUrl
     from tokenbus.worker.engine.current_engine import CurrentEngine
+    from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
@@ -42,7 +44,8 @@ class Lease:
     """Keeps one worker's lease.
 
     `total_pages` of `page_size` tell other workers the size of the largest job that fits here. A
-    pull holds this lock until its jobs are known, so that a renewal never takes them for unknown.
+    pull holds this lock until its jobs are known, so that a renewal never takes them for unknown:
+    one that meets what it does not know is made again without a pull.
     """
 
     def __init__(
@@ -156,22 +159,35 @@ class Lease:
         if not self._engine.moves:
             self._log.error("lease.withheld", reason="the engine does not move")
             return
-        async with self._lock:
-            try:
-                held = await self._session.call(
-                    lambda: self._scripts.lease.renew(
-                        self._worker, self._ttl_ms, self._total_pages, self._page_size
-                    ),
-                    bulk=True,
-                )
-            except SessionLost:
-                return
-            except RedisError as error:
-                self._session.lose(f"the renewal was refused: {error}")
-                return
-            self._session.renewed()
-            self._publishers.renewed()
-            self._compare(held)
+        if not await self._compared():
+            async with self._lock:
+                await self._compared(is_alone=True)
+
+    async def _compared(self, *, is_alone: bool = False) -> bool:
+        """Renew and compare; tell whether it is settled what is held.
+
+        It is not while a pull is under way, which may have brought what nobody here knows.
+        """
+        asked = list(self._held_jobs)
+        try:
+            held = await self._session.call(
+                lambda: self._scripts.lease.renew(
+                    self._worker, self._ttl_ms, self._total_pages, self._page_size
+                ),
+                bulk=True,
+            )
+        except SessionLost:
+            return True
+        except RedisError as error:
+            self._session.lose(f"the renewal was refused: {error}")
+            return True
+        self._session.renewed()
+        self._publishers.renewed()
+        is_known = all(self._held_jobs.get(entry.job_id) is not None for entry in held)
+        if not (is_known or is_alone) and self._lock.locked():
+            return False
+        self._compare(held, asked)
+        return True
 
     async def _reconcile(self) -> None:
         """Take a new serial, compare what is held, and trust nothing that was known of the logs."""
@@ -181,17 +197,19 @@ class Lease:
                 self._worker, self.serial, self._ttl_ms, self._total_pages, self._page_size
             )
             self._session.open()
-            self._compare(held)
+            self._compare(held, self._held_jobs)
             # Last, so that no log of a job that is held no more is taken over.
             self._publishers.open_gate()
             for job in self._held_jobs:
                 self._settlement.resume_hand_back(job)
 
-    def _compare(self, held: list[HeldEntry]) -> None:
+    def _compare(self, held: list[HeldEntry], asked: Iterable[HeldJob]) -> None:
+        """Settle what is held; `asked` are the jobs that were known before the server was asked."""
         epochs = {entry.job_id: entry.epoch for entry in held}
-        for job in self._held_jobs:
+        for job in asked:
             # A completion or hand-back under way has taken the entry out; its answer drops the job.
-            if epochs.get(job.job_id) != job.epoch and not job.is_leaving:
+            is_gone = job.is_leaving or job.phase is Phase.GONE
+            if epochs.get(job.job_id) != job.epoch and not is_gone:
                 self._log.warning("lease.lost", job_id=job.job_id, epoch=job.epoch)
                 self._settlement.drop(job)
         for entry in held:

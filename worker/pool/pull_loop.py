@@ -1,15 +1,17 @@
 """The pull loop takes jobs by free pages, and one more that waits at the head of the line.
 
-After a pull that found nothing the worker waits on the doorbell; after one that found only what
-does not fit, for pages; after one that left all to workers that hold its prefix, until that is
-nobody's any more. A worker that is all but full lets room gather for some milliseconds first: its
-short jobs end one by one, and a pull for each would cost more than the job.
+After a pull that found nothing the worker waits on the doorbell, and sends the next pull along with
+the wait where most of it is idle; after one that found only what does not fit, for pages; after one
+that left all to workers that hold its prefix, until that is nobody's any more. A worker that is all
+but full lets room gather for some milliseconds first: its short jobs end one by one, and a pull for
+each would cost more than the job.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -45,6 +47,9 @@ NUM_NAPS, NAP_S = 3, 0.002
 # Less than these shares of all rows and pages is little room: what is busy beside it is far more
 # than the naps cost.
 ROW_SHARE, PAGE_SHARE = 1 / 16, 1 / 64
+# With more than this share of all rows and pages free a pull may wait for the bell on the server.
+# It is offered half of what is free: what is here may turn out larger meanwhile.
+IDLE_SHARE = 1 / 2
 # Answers of a pull that has looked at everything it was given.
 NORMAL = (PullStatus.JOBS, PullStatus.EMPTY, PullStatus.FULL, PullStatus.SPARED)
 
@@ -83,6 +88,8 @@ class PullLoop:
         self._prefixes = prefixes
         self._suspects = suspects
         self._is_paused = False
+        # For how long the next pull waits for the bell.
+        self._bell_s = 0.0
         self._log = get_logger()
 
     async def run(self) -> None:
@@ -99,6 +106,7 @@ class PullLoop:
 
     async def _pull_and_wait(self, tasks: asyncio.TaskGroup) -> None:
         """Pull, and wait until another pull may find something."""
+        is_behind_bell = self._bell_s > 0
         try:
             answer = await self.pull(tasks)
         except SessionLost:
@@ -118,7 +126,7 @@ class PullLoop:
         if last_priority < LAST_CLASS:
             await self._head_of_line.wait_for_pages(URGENT_LOOK_S)
         else:
-            await self._wait_after(pulled)
+            await self._wait_after(pulled, was_offered_all=not is_behind_bell)
 
     async def _gather_room(self) -> None:
         """Wait a little while there is little room."""
@@ -135,22 +143,22 @@ class PullLoop:
         Returns: the last class that was pulled, and what came; None where nothing may be pulled.
         Raises: SessionLost; RedisError if the pull was refused.
         """
+        bell_s, self._bell_s = self._bell_s, 0.0
         async with self._lease.pulling():
             asked_at, room = time.monotonic(), self._page_budget.room()
+            if bell_s:
+                room = replace(room, pages=-(-room.pages // 2), rows=-(-room.rows // 2))
             last_priority = self._last_priority(room)
             if last_priority is None:
                 return None
-            takes_head_of_line = not self._head_of_line.is_taken
+            takes_head_of_line = not (bell_s or self._head_of_line.is_taken)
             budget = self._budget(room, last_priority, takes_head_of_line)
             in_use = {name: num for name, num in budget.cached.items() if name not in budget.idle}
             with (
                 self._head_of_line.offered(is_offered=takes_head_of_line),
                 self._page_budget.offered(budget.pages, in_use),
             ):
-                pulled = await self._session.call(
-                    lambda: self._scripts.lease.pull(self._worker, self._lease.serial, budget),
-                    bulk=True,
-                )
+                pulled = await self._session.call(lambda: self._ask(budget, bell_s), bulk=True)
                 # Under the offer: to register a job may drop an older epoch of it, whose pages
                 # would start the waiting job before all that came is counted.
                 jobs = [self._arrivals.register(job) for job in pulled.jobs]
@@ -175,6 +183,12 @@ class PullLoop:
         else:
             self._parking.nothing_claimed()
         return last_priority, pulled
+
+    async def _ask(self, budget: Budget, bell_s: float) -> Pulled:
+        """Make the pull, behind the bell where it waits for that."""
+        if bell_s:
+            return await self._doorbell.pull(bell_s, self._lease.serial, budget)
+        return await self._scripts.lease.pull(self._worker, self._lease.serial, budget)
 
     def _note_pause(self, *, is_paused: bool) -> None:
         """Say once that the pool was paused, and once that it goes on."""
@@ -220,13 +234,23 @@ class PullLoop:
             crowd=self._suspects.crowd,
         )
 
-    async def _wait_after(self, pulled: Pulled) -> None:
+    async def _wait_after(self, pulled: Pulled, *, was_offered_all: bool) -> None:
         wait_s = min(pulled.retry_ms / 1000 or MAX_WAIT_S, MAX_WAIT_S)
         match pulled.status:
             case PullStatus.JOBS | PullStatus.EMPTY | PullStatus.SPARED | PullStatus.PAUSED:
-                await self._doorbell.wait(wait_s)
-            case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR:
+                if self._is_idle():
+                    self._bell_s = wait_s
+                else:
+                    await self._doorbell.wait(wait_s)
+            case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR if was_offered_all:
                 await self._head_of_line.wait_for_pages(wait_s)
+
+    def _is_idle(self) -> bool:
+        """Tell whether so much is free that what changes in a second does not matter."""
+        room, budget = self._page_budget.room(), self._page_budget
+        has_pages = room.pages > budget.total_pages * IDLE_SHARE
+        has_rows = room.rows > budget.max_rows * IDLE_SHARE
+        return has_pages and has_rows and not self._head_of_line.is_taken
 
 
 def _may_find_more(pulled: Pulled) -> bool:

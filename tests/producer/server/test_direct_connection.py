@@ -88,6 +88,51 @@ async def test_wait_that_was_given_up_takes_nothing(private_server: EmbeddedServ
         assert await redis.llen("kept") == 1
 
 
+async def test_call_behind_a_wait_is_made_by_the_server_alone(
+    private_server: EmbeddedServer,
+) -> None:
+    """It runs when the wait is over, before anything is heard here; later calls get their own."""
+    pop = ("EVAL", "return redis.call('LPOP', KEYS[1])", 1, "left")
+    async with direct_to(private_server) as (direct, redis):
+        waiting = asyncio.create_task(direct.execute(*pop, behind=("BLPOP", "bell", 0)))
+        await until_blocked(redis)
+        await redis.rpush("left", "job")
+        await redis.rpush("bell", "1")
+        while await redis.llen("left"):
+            pass
+        assert await waiting == b"job"
+        assert await direct.execute(*ECHO, "later") == b"later"
+        assert await num_direct(redis) == 1
+
+
+async def test_wait_that_is_refused_fails_the_call_behind_it(
+    private_server: EmbeddedServer,
+) -> None:
+    """Whoever waits is told, and no later call gets the answer that nobody took."""
+    async with direct_to(private_server) as (direct, redis):
+        await redis.set("text", "no list")
+        with pytest.raises(ResponseError):
+            await direct.execute(*ECHO, "behind", behind=("BLPOP", "text", 0))
+        assert await direct.execute(*ECHO, "later") == b"later"
+
+
+async def test_wait_with_a_call_behind_it_that_was_given_up_takes_nothing(
+    private_server: EmbeddedServer,
+) -> None:
+    """A worker that drains may give up its pull at any time."""
+    async with direct_to(private_server) as (direct, redis):
+        pop = ("EVAL", "return redis.call('LPOP', KEYS[1])", 1, "untaken")
+        waiting = asyncio.create_task(direct.execute(*pop, behind=("BLPOP", "unheard", 0)))
+        await until_blocked(redis)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        while await num_direct(redis):
+            pass
+        await redis.rpush("untaken", "job")
+        await redis.rpush("unheard", "1")
+        assert (await redis.llen("untaken"), await redis.llen("unheard")) == (1, 1)
+
+
 async def test_lost_connection_ends_its_calls_and_the_next_connects(
     private_server: EmbeddedServer,
 ) -> None:

@@ -19,6 +19,7 @@ from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
+from tokenbus.worker.bench.load.readers import ReaderBroken, ReaderLink
 from tokenbus.worker.bench.measure.report import Report
 from tokenbus.worker.bench.options import BenchOptions
 from tokenbus.worker.bench.run import run_load
@@ -259,6 +260,15 @@ def test_tax_of_a_model_with_a_generated_tokenizer(tmp_path: Path, argv: tuple[s
     )
     assert report.offline.jobs == 20
     assert f"share of offline: best {report.tax:.1%}" in run.stdout.splitlines()[-1]
+
+
+async def test_reader_that_is_killed_is_told_with_its_signal() -> None:
+    """Whoever reads the message knows whether to look for a mistake or for who has killed it."""
+    process = await asyncio.create_subprocess_exec("sleep", "60", stdout=asyncio.subprocess.PIPE)
+    reader = ReaderLink(process)
+    process.kill()
+    with pytest.raises(ReaderBroken, match="SIGKILL"):
+        await reader.receive()
 
 
 @on_stage

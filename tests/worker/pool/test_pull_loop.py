@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
+import pytest
 from patience import PATIENCE_S, until_within
 from workers.parts import PAGE_SIZE, JobParts, a_member, job_parts, page_budget_of
 from workers.steps import step
@@ -27,8 +28,6 @@ from tokenbus.worker.pool.refusals import Refusals
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-
-    import pytest
 
     from tokenbus.producer.scripts import Budget
     from tokenbus.worker.held.held_job import HeldJob
@@ -72,16 +71,25 @@ class StubLease:
 
 
 class StubDoorbell:
-    """Is silent, and tells when somebody listens."""
+    """Is silent, tells when somebody listens, and answers the pulls behind it with `answers`."""
 
-    def __init__(self, listening: asyncio.Event) -> None:
+    def __init__(self, listening: asyncio.Event, *answers: Pulled) -> None:
         self._listening = listening
+        self._answers = list(answers)
+        self.offers: list[Budget] = []
         self.is_closed = False
 
     async def wait(self, _wait_s: float) -> None:
         """Wait for ever."""
         self._listening.set()
         await asyncio.Event().wait()
+
+    async def pull(self, wait_s: float, _serial: int, budget: Budget) -> Pulled:
+        """Answer the pull, or wait for ever."""
+        self.offers.append(budget)
+        if not self._answers:
+            await self.wait(wait_s)
+        return self._answers.pop(0)
 
     async def close(self) -> None:
         """Note that nobody listens any more."""
@@ -254,6 +262,39 @@ async def test_worker_with_room_pulls_at_once(monkeypatch: pytest.MonkeyPatch) -
     await until_within(lambda: bool(bench.lease.offers), PATIENCE_S)
     running.cancel()
     assert bench.lease.offers[0] == 8
+
+
+async def test_idle_worker_sends_its_pull_along_with_the_wait() -> None:
+    """A lone job is pulled when the bell rings, for half of what is free; what does not fit into
+    that is pulled at once for all of it.
+    """
+    listening = asyncio.Event()
+    doorbell: Any = StubDoorbell(listening, Pulled(PullStatus.FULL, ()))
+    bench = pull_bench(NUM_PAGES, doorbell=doorbell)
+    bench.lease.is_left = False
+    pulling = asyncio.create_task(bench.pull_loop.run())
+    async with asyncio.timeout(PATIENCE_S):
+        await listening.wait()
+    pulling.cancel()
+    assert [(offer.pages, offer.take_head_of_line) for offer in doorbell.offers] == [
+        (NUM_PAGES // 2, False)
+    ] * 2
+    assert bench.lease.offers == [8, 8]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["half_is_taken", "one_waits_for_room"])
+async def test_busy_worker_looks_at_its_room_after_the_bell(waits: bool) -> None:
+    """What ends while it waits is room for what rings, and first for the head of the line."""
+    listening = asyncio.Event()
+    doorbell: Any = StubDoorbell(listening)
+    bench = pull_bench(NUM_PAGES, doorbell=doorbell)
+    bench.lease.is_left = False
+    bench.take(pulled_job("here", 1, NUM_PAGES // 2, waits=waits))
+    pulling = asyncio.create_task(bench.pull_loop.run())
+    async with asyncio.timeout(PATIENCE_S):
+        await listening.wait()
+    pulling.cancel()
+    assert doorbell.offers == []
 
 
 async def test_pull_that_left_nothing_is_followed_by_the_bell() -> None:

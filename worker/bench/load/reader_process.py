@@ -110,8 +110,9 @@ async def _main() -> int:
     reports = Reports(asyncio.StreamWriter(transport, protocol, None, loop))
     try:
         await _serve(orders, reports)
-    except asyncio.IncompleteReadError:
-        return 1  # the bench is gone
+    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        print(f"tokenbus: a reader has lost the bench: {error}", file=sys.stderr)
+        return 1
     except ProducerError as error:
         await reports.send(ReaderFailed(f"{type(error).__name__}: {error}"))
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -60,7 +61,9 @@ class ReaderLink:
         try:
             message = await FROM_READER.read(self.process.stdout)
         except asyncio.IncompleteReadError:
-            raise ReaderBroken("a reader process ended before its work did") from None
+            status = await self.process.wait()
+            how = signal.Signals(-status).name if status < 0 else f"status {status}"
+            raise ReaderBroken(f"a reader process ended with {how} before its work did") from None
         if isinstance(message, ReaderFailed):
             raise ReaderBroken(message.message)
         return message

@@ -48,9 +48,7 @@ local function drain_opens()
   redis.call('HDEL', K.drain, 'since')
 end
 
--- In tokens per ms, of all workers there are, or were last; nil until half a second of backlog was
--- seen.
-local function drain_rate()
+local function measured_rate()
   local seen = redis.call('HMGET', K.drain, 'tokens', 'pulled', 'jobs', 'busy', 'workers')
   local total, pulled = tonumber(seen[1]) or 0, tonumber(seen[2]) or 0
   local busy = tonumber(seen[4]) or 0
@@ -61,4 +59,15 @@ local function drain_rate()
   end
   local workers = redis.call('SCARD', K.workers)
   return drained_tokens / busy * (workers > 0 and workers or tonumber(seen[5]) or 1)
+end
+
+-- In tokens per ms, of all workers there are, or were last; nil until half a second of backlog was
+-- seen. Read once a call: nobody pulls meanwhile.
+local is_measured, rate = false, nil
+
+local function drain_rate()
+  if not is_measured then
+    is_measured, rate = true, measured_rate()
+  end
+  return rate
 end
