@@ -74,9 +74,8 @@ def make_provider(process: str, pool: str) -> Any:
             return context.traceparent
 
         def _end(self, span: EndedSpan, context: Any, above: Any, clock: WallClock) -> None:
-            links = ()
-            if span.link is not None:
-                links = (trace.Link(sampled_context(trace, span.link, is_remote=True)),)
+            followed = [] if span.link is None else [span.link]
+            links = [trace.Link(sampled_context(trace, one, is_remote=True)) for one in followed]
             code = trace.StatusCode.ERROR if span.is_error else trace.StatusCode.UNSET
             self._active_span_processor.on_end(
                 sdk.ReadableSpan(
