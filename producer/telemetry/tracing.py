@@ -16,14 +16,15 @@ import importlib
 import re
 import sys
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.release import release
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
+
+    from tokenbus.producer.telemetry.trace_setup import EndedSpans
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED = 1
@@ -98,20 +99,6 @@ class EndedSpan:
     is_error: bool = False
 
 
-class EndedSpans(ABC):
-    """A provider that takes spans which have ended, ids included, as `trace_setup` makes one."""
-
-    @abstractmethod
-    def tell(
-        self,
-        parent: TraceContext,
-        root: EndedSpan,
-        children: Sequence[EndedSpan],
-        clock: WallClock,
-    ) -> str | None:
-        """Tell of a span and its children as `Tracer.tell` does."""
-
-
 class Tracer:
     """Tells OpenTelemetry of spans; does nothing where that is not installed or not set up."""
 
@@ -130,9 +117,9 @@ class Tracer:
         if trace is None:
             return None
         clock = WallClock()
-        provider = trace.get_tracer_provider()
-        if isinstance(provider, EndedSpans):
-            return provider.tell(parent, root, children, clock)
+        ended_spans: EndedSpans | None = getattr(trace.get_tracer_provider(), "ended_spans", None)
+        if ended_spans is not None:
+            return ended_spans.tell(parent, root, children, clock)
         around = trace.set_span_in_context(trace.NonRecordingSpan(self._context(parent)))
         span = self._start(around, root, clock)
         if not span.is_recording():
