@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 from scaling.scaled_object import ScaledObject  # noqa: E402
 from scaling.scaled_run import scaled_pool  # noqa: E402
 
+from tokenbus.producer.client.backlog import Assumed  # noqa: E402
 from tokenbus.producer.server.embedded import start_private  # noqa: E402
 from tokenbus.worker.bench.load.arrivals import TraceRow, read_trace  # noqa: E402
 from tokenbus.worker.bench.options import BenchOptions  # noqa: E402
@@ -94,6 +95,7 @@ def main() -> int:
     parser.add_argument("--seats", type=int, default=32, help="sequences of a worker at a time")
     parser.add_argument("--tokens-per-s", type=float, default=25.0, help="of a sequence")
     parser.add_argument("--assumed-tokens-per-s", type=float, default=5000.0)
+    parser.add_argument("--assumed-start-s", type=float, default=80.0, help="as the trace's")
     parser.add_argument("--least-s", type=float, default=5.0)
     args = parser.parse_args()
     rows = (
@@ -115,13 +117,14 @@ def main() -> int:
         "publishers": 0,
         "drain_deadline_s": 30 / args.speed,
     }
+    assumed = Assumed(args.assumed_tokens_per_s, args.assumed_start_s / args.speed)
     server = start_private()
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
             scaled_pool(
                 server.url, Path(folder), ScaledObject.read(MANIFEST), speed=args.speed,
-                worker=worker, assumed_tokens_per_s=args.assumed_tokens_per_s,
+                worker=worker, assumed=assumed,
             ) as pool,
         ):  # fmt: skip
             run = asyncio.run(pool.serve(rows))

@@ -69,22 +69,24 @@ def _nothing(_: str, __: object) -> Callable[..., Any]:
 
 
 class _Stopwatch:
-    """Times the calls of the places, outer ones alone, without what reading the clock takes."""
+    """Times the calls of the places, outer ones alone, without what timing them takes.
+
+    That is told by two looks at the clock in a row before each, where it happens: a first look
+    there takes longer than one of many. The clock is the machine's, which costs least to read.
+    """
 
     def __init__(self) -> None:
         self._ns: dict[tuple[str, str], list[int]] = defaultdict(list)
         self._is_running = False
-        looks = [-time.thread_time_ns() + time.thread_time_ns() for _ in range(999)]
-        self._clock_ns = statistics.median(looks)
 
     def us_a_token(self, *, of_traces: bool) -> float:
         """Return what traces, or all else, cost a token of one load.
 
-        Each call counts as the median of its kind, without what the two looks at the clock take: a
-        call in which the machine did something else says nothing of what it costs.
+        Each call counts as the median of its kind: one in which the machine did something else says
+        nothing of what it costs.
         """
         spent = sum(
-            len(calls) * max(0.0, statistics.median(calls) - self._clock_ns)
+            len(calls) * max(0.0, statistics.median(calls))
             for (owner, _), calls in self._ns.items()
             if (owner == "JobTraces") is of_traces
         )
@@ -96,24 +98,28 @@ class _Stopwatch:
         def timed(*args: Any, **words: Any) -> Any:
             if self._is_running:
                 return does(*args, **words)
-            self._is_running, began_at = True, time.thread_time_ns()
+            self._is_running, look = True, time.perf_counter_ns
+            idle_from, began_at = look(), look()
             try:
                 return does(*args, **words)
             finally:
-                self._ns[owner, does.__name__].append(time.thread_time_ns() - began_at)
+                spent = look() - began_at
+                self._ns[owner, does.__name__].append(spent - (began_at - idle_from))
                 self._is_running = False
 
         return timed
 
 
-async def _load(client: Any, way: str) -> float:
-    """Run one load and return the processor time of this process, in us a token."""
+async def _load(worker: Any, client: Any, way: str) -> float:
+    """Run one load until all jobs have left; return the processor time, in us a token."""
     request: dict[str, Any] = {"prompt": "x", "max_tokens": NUM_TOKENS, "ignore_eos": True}
     if way == "metrics and traces":
         request["traceparent"] = _TRACEPARENT
     cpu_at = time.process_time()
     jobs = await client.submit_many([request for _ in range(NUM_JOBS)])
     await client.results(jobs)
+    while worker.num_held:  # noqa: ASYNC110 - it has no event
+        await asyncio.sleep(0.001)
     return 1e6 * (time.process_time() - cpu_at) / (NUM_JOBS * NUM_TOKENS)
 
 
@@ -131,17 +137,17 @@ async def _rounds(number: int, ways: Sequence[str]) -> dict[str, list[float]]:
     )  # fmt: skip
     found: dict[str, list[float]] = {way: [] for way in ways}
     try:
-        async with Worker(settings), await AsyncClient.connect(server.url) as client:
+        async with Worker(settings) as worker, await AsyncClient.connect(server.url) as client:
             # What comes lazily comes first.
-            await _load(client, ways[-1])
+            await _load(worker, client, ways[-1])
             for at in range(number):
                 turn = at % len(ways)
                 for way in (*ways[turn:], *ways[:turn]):
                     with _replaced(_nothing) if way == "nothing" else nullcontext():
-                        found[way].append(await _load(client, way))
+                        found[way].append(await _load(worker, client, way))
                 watch = _Stopwatch()
                 with _replaced(watch.made):
-                    await _load(client, ways[-1])
+                    await _load(worker, client, ways[-1])
                 for place in PLACES:
                     spent = watch.us_a_token(of_traces=place == "in traces")
                     found.setdefault(place, []).append(spent)

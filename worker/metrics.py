@@ -86,9 +86,9 @@ class Metrics:
 
     def spent(self, priority: int, tenant: str, **tokens: int) -> None:
         """Count the tokens of an ended job by kind."""
-        label = self._label(tenant)
+        label, counts = self._label(tenant), self.job_tokens
         for kind, num_tokens in tokens.items():
-            self.job_tokens[priority, label, kind] += num_tokens
+            counts[priority, label, kind] += num_tokens
 
     def _label(self, tenant: str) -> str:
         """Return the label of a tenant; a share has that of its tenant."""

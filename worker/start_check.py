@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelBroken, RequestRejected
 from tokenbus.engine.start_check import check_pages, check_start
-from tokenbus.engine.text.templates.chat_settings import check_chat_settings
 from tokenbus.producer.contract.bounds import DEFAULTS
 from tokenbus.producer.listening import listening_problem
 from tokenbus.worker.errors import SettingsInvalid
 
 if TYPE_CHECKING:
+    from tokenbus.engine.text.templates.chat_settings import ChatSettings
     from tokenbus.worker.settings import WorkerSettings
 
 # What a model cannot run without.
@@ -33,7 +33,7 @@ def check_worker(settings: WorkerSettings) -> None:
         check_port(settings.metrics_host, settings.metrics_port)
     config = settings.engine_config()
     try:
-        check_chat_settings(settings.chat_settings())
+        _check_chat(settings.chat_settings())
         if isinstance(config, EngineConfig):
             # A prompt of one token and the answer that is given where none is asked for.
             check_start(config, job_tokens=1 + int(DEFAULTS["max_tokens"] or 1))
@@ -48,6 +48,18 @@ def check_worker(settings: WorkerSettings) -> None:
         for name in _LIBRARIES:
             if find_spec(name) is None:
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _check_chat(settings: ChatSettings) -> None:
+    """Refuse settings of chats that no model can have; what reads templates is imported for them.
+
+    Raises: RequestRejected with the field.
+    """
+    given = (settings.chat_template, settings.tool_format, settings.reasoning_format)
+    if any(each is not None for each in given):
+        from tokenbus.engine.text.templates.chat_settings import check_chat_settings
+
+        check_chat_settings(settings)
 
 
 def check_port(host: str, port: int) -> None:

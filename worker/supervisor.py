@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import signal
 import socket
 import uuid
@@ -28,7 +29,6 @@ from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.telemetry.tenant_labels import TenantLabels
 from tokenbus.producer.wait_notice import waiting_told
 from tokenbus.worker import logs
-from tokenbus.worker.assembly import assemble, join_pool
 from tokenbus.worker.engine.current_engine import CurrentEngine
 from tokenbus.worker.engine.start_phases import log_phase
 from tokenbus.worker.engine.supervisor import EngineSupervisor
@@ -234,7 +234,10 @@ class Worker:
         )
         is_ready = False
         try:
-            parts = await self._prepare_parts(server, blocking, await self._start_engine(status))
+            async with asyncio.TaskGroup() as tasks:
+                telling = tasks.create_task(status.run())
+                parts = await self._prepare_parts(server, blocking, await self._start_engine())
+                telling.cancel()
             is_ready = True
             return parts
         finally:
@@ -242,6 +245,8 @@ class Worker:
 
     async def _prepare_parts(self, server: Server, blocking: Redis, ready: EngineReady) -> Parts:
         """Make the parts around an engine that is there, and reconcile for the first time."""
+        from tokenbus.worker.assembly import assemble, join_pool
+
         member = join_pool(
             self.settings,
             server,
@@ -267,14 +272,12 @@ class Worker:
             gc.freeze_startup_objects()
         return parts
 
-    async def _start_engine(self, status: StartStatus) -> EngineReady:
-        """Start the engine, and tell the pool meanwhile what that is at."""
+    async def _start_engine(self) -> EngineReady:
+        """Start the engine, and import meanwhile what the worker needs once it is there."""
         async with asyncio.TaskGroup() as tasks:
-            telling = tasks.create_task(status.run())
             has_model = self.settings.engine != "null"
-            tasks.create_task(asyncio.to_thread(import_library, has_model=has_model))
+            tasks.create_task(asyncio.to_thread(_import_parts, has_model=has_model))
             starting = tasks.create_task(self._engine_supervisor.start())
-            starting.add_done_callback(lambda _: telling.cancel())
         return starting.result()
 
     async def _serve(self, parts: Parts) -> None:
@@ -332,6 +335,12 @@ class Worker:
                 await redis.delete(keys.of("alive", self.name), keys.of("status", self.name))
         except SERVER_ERRORS as error:
             self._log.warning("lease.not_given_up", reason=answer_of(error).told)
+
+
+def _import_parts(*, has_model: bool) -> None:
+    """Import what takes half of a start, after the pool was told that this worker comes."""
+    importlib.import_module("tokenbus.worker.assembly")
+    import_library(has_model=has_model)
 
 
 def run_worker(settings: WorkerSettings) -> int:

@@ -38,11 +38,30 @@ class Backlog:
 
 
 @dataclass(frozen=True, slots=True)
+class Assumed:
+    """What is taken for true of a pool that has shown nothing yet.
+
+    `tokens_per_s` is how fast waiting tokens are taken: a small model on a CPU does so many.
+    `start_s` is how long a worker takes to start that has its model on a disk.
+    """
+
+    tokens_per_s: float = 1000.0
+    start_s: float = 30.0
+
+    def seconds_until_begun(
+        self, tokens: int, num_ready: int, starting_for_s: Iterable[float]
+    ) -> float:
+        """Return the seconds until so many tokens have a seat; arguments as of a `DrainRate`."""
+        until_ready_s = max(0.0, self.start_s - max(starting_for_s, default=0.0))
+        return (0.0 if num_ready else until_ready_s) + tokens / self.tokens_per_s
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRate:
     """How fast one full worker begins waiting jobs, as `lib/drain_rate.lua` keeps it.
 
     `full_work` is the work of the jobs that it runs at once, `num_workers` how many there were
-    last, and `start_s` how long the last start took, 0 where none was seen.
+    last, and `start_s` how long a start takes in the mean, 0 where none was seen.
     """
 
     tokens_per_s: float

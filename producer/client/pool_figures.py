@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.client.backlog import DRAIN_FIELDS, Backlog, DrainRate
+from tokenbus.producer.client.backlog import DRAIN_FIELDS, Assumed, Backlog, DrainRate
 from tokenbus.producer.client.pool_status import MAX_TENANTS, read_status
 from tokenbus.producer.client.worker_status import WorkerPhase
 from tokenbus.producer.contract.address import whole_tenant
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.worker_status import PageFigures, WorkerStatus
     from tokenbus.producer.contract.keys import Keys
 
-# Where no worker has ever left work behind: a small model on a CPU does so many tokens a second.
-ASSUMED_TOKENS_PER_S = 1000.0
+_NOTHING_SHOWN = Assumed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class PoolFigures:
     tenant_waiting_tokens: Mapping[str, int]
     backlog: Backlog
     rate: DrainRate | None
-    assumed_tokens_per_s: float
+    assumed: Assumed
 
     @property
     def drain_tokens_per_s(self) -> float | None:
@@ -90,18 +89,21 @@ class PoolFigures:
         """Return the time until the last job that waits will be begun.
 
         It goes by the rate, and by the workers that are ready or start; before there is a rate, by
-        the assumed one. A delayed job counts from the minute of its time on.
+        what is assumed. A delayed job counts from the minute of its time on.
         """
-        if self.rate is None or not self.backlog.jobs:
-            return self.backlog.tokens / self.assumed_tokens_per_s
+        if not self.backlog.jobs:
+            return 0.0
         starting_for_s = [each.uptime_s or 0.0 for each in self.status.starting]
+        if self.rate is None:
+            tokens, num_ready = self.backlog.tokens, self._num_ready
+            return self.assumed.seconds_until_begun(tokens, num_ready, starting_for_s)
         return self.rate.seconds_until_begun(self.backlog.work, self._num_ready, starting_for_s)
 
     @property
     def worker_seconds_of_backlog(self) -> float:
         """Return how long one ready worker alone is at what waits, whoever else there is."""
         if self.rate is None:
-            return self.backlog.tokens / self.assumed_tokens_per_s
+            return self.backlog.tokens / self.assumed.tokens_per_s
         return self.backlog.work / self.rate.work_per_s
 
     @property
@@ -138,7 +140,7 @@ class PoolFigures:
 
 
 async def read_figures(
-    redis: Redis, keys: Keys, *, assumed_tokens_per_s: float = ASSUMED_TOKENS_PER_S
+    redis: Redis, keys: Keys, *, assumed: Assumed = _NOTHING_SHOWN
 ) -> PoolFigures:
     """Read the figures of a pool. Raises: what redis raises."""
     status = await read_status(redis, keys, with_oldest=True)
@@ -178,7 +180,7 @@ async def read_figures(
         tenant_waiting_tokens=await _waiting_tokens(redis, keys, lanes, known),
         backlog=_due(status, int(prompts or 0), later),
         rate=DrainRate.read(drain),
-        assumed_tokens_per_s=assumed_tokens_per_s,
+        assumed=assumed,
     )
 
 

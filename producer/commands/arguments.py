@@ -421,7 +421,7 @@ def add_dead(parser: argparse.ArgumentParser) -> None:
     for command in (show, retry, purge):
         command.set_defaults(limit=0)
         command.add_argument("names", nargs="*", metavar="ID",
-            help="entry ids or job ids (required unless --all)")
+            help="entry ids or job ids, as `tokenbus dead list` tells them (required unless --all)")
         command.add_argument("--all", action="store_true",
             help="take every dead letter (default: those named)")
     for command in (listing, show, retry, purge):

@@ -100,7 +100,8 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
                 help=f"{kind} that it has in a {period} (default: no limit)")
     listing = commands.add_parser("list", help="print a line per key, of which the key is no part")
     revoke = commands.add_parser("revoke", help="refuse a key from now on and cancel its jobs")
-    revoke.add_argument("key_id", metavar="ID", help="id of the key, as the list has it (required)")
+    revoke.add_argument("key_id", metavar="ID",
+        help="id of the key, as `tokenbus keys list` tells it (required)")
     for command in (create, listing, revoke):
         command.add_argument("--redis", metavar="URL", help=arguments.REDIS_HELP)
 # fmt: on

@@ -63,8 +63,9 @@ BACKLOG_SECONDS = POOL.gauge(
     "tokenbus_pool_backlog_seconds",
     "seconds",
     "Until the last job that waits now will be begun, by the rate at which workers took jobs from a"
-    " backlog last, the workers that are ready, and those that start; by the setting"
-    " assumed_tokens_per_s before any. A delayed job counts from the minute of its time on",
+    " backlog last, the workers that are ready, and those that start; by the settings"
+    " assumed_tokens_per_s and assumed_start_s before any. A delayed job counts from the minute of"
+    " its time on",
 )
 BACKLOG_WORKER_SECONDS = POOL.gauge(
     "tokenbus_pool_backlog_worker_seconds",

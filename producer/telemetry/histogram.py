@@ -62,8 +62,10 @@ class Histogram:
         return low if sum(counts) else None
 
     def merge(self, counts: Sequence[int], sum_s: float) -> None:
-        """Add what another has counted."""
-        self.counts = [ours + theirs for ours, theirs in zip(self.counts, counts, strict=True)]
+        """Add what another has counted, in few buckets as a rule."""
+        for bucket, count in enumerate(counts):
+            if count:
+                self.counts[bucket] += count
         self.sum_s += sum_s
 
     def cumulative(self) -> list[tuple[str, float]]:

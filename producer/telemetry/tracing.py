@@ -24,6 +24,8 @@ from tokenbus.producer.release import release
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenbus.producer.telemetry.trace_setup import EndedSpans
+
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED = 1
 
@@ -115,6 +117,9 @@ class Tracer:
         if trace is None:
             return None
         clock = WallClock()
+        ended_spans: EndedSpans | None = getattr(trace.get_tracer_provider(), "ended_spans", None)
+        if ended_spans is not None:
+            return ended_spans.tell(parent, root, children, clock)
         around = trace.set_span_in_context(trace.NonRecordingSpan(self._context(parent)))
         span = self._start(around, root, clock)
         if not span.is_recording():
@@ -130,14 +135,13 @@ class Tracer:
         trace = self._trace
         assert trace is not None
         links = [] if span.link is None else [trace.Link(self._context(span.link))]
-        with drawn_id(span.context):
-            return self._tracer.start_span(
-                span.name,
-                context=around,
-                attributes=dict(span.attributes),
-                links=links,
-                start_time=clock.ns(span.began_at),
-            )
+        return self._tracer.start_span(
+            span.name,
+            context=around,
+            attributes=dict(span.attributes),
+            links=links,
+            start_time=clock.ns(span.began_at),
+        )
 
     def _end(self, started: Any, span: EndedSpan, clock: WallClock) -> None:
         trace = self._trace
@@ -147,34 +151,13 @@ class Tracer:
         started.end(end_time=clock.ns(max(span.began_at, span.ended_at)))
 
     def _context(self, context: TraceContext) -> Any:
-        trace = self._trace
-        assert trace is not None
-        return trace.SpanContext(
-            context.trace_id,
-            context.span_id,
-            is_remote=True,
-            trace_flags=trace.TraceFlags(_SAMPLED),
-        )
+        return sampled_context(self._trace, context, is_remote=True)
 
 
-class drawn_id:  # noqa: N801 - a context manager
-    """Lets the span that is begun meanwhile have the id that is known of it.
-
-    Only the provider of `trace_setup` asks; any other draws ids of its own.
-    """
-
-    next_id: int | None = None
-
-    def __init__(self, context: TraceContext | None) -> None:
-        self._context = context
-
-    def __enter__(self) -> None:
-        """Offer the id."""
-        drawn_id.next_id = None if self._context is None else self._context.span_id
-
-    def __exit__(self, *_: object) -> None:
-        """Take it back."""
-        drawn_id.next_id = None
+def sampled_context(trace: Any, context: TraceContext, *, is_remote: bool) -> Any:
+    """Return OpenTelemetry's own form of a context; `trace` is its module."""
+    flags = trace.TraceFlags(_SAMPLED)
+    return trace.SpanContext(context.trace_id, context.span_id, is_remote, flags)
 
 
 def _import(name: str) -> Any:

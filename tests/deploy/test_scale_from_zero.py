@@ -9,6 +9,7 @@ import pytest
 from scaling.scaled_object import ScaledObject
 from scaling.scaled_run import scaled_pool
 
+from tokenbus.producer.client.backlog import Assumed
 from tokenbus.producer.server.embedded import start_private
 from tokenbus.worker.bench.load.arrivals import TraceRow
 
@@ -30,7 +31,7 @@ async def test_pool_grows_from_zero_and_goes_back_with_nobody_refused(tmp_path: 
     try:
         with scaled_pool(
             server.url, tmp_path, ScaledObject.read(MANIFEST), speed=SPEED, worker=worker,
-            assumed_tokens_per_s=3000,
+            assumed=Assumed(tokens_per_s=3000, start_s=5),
         ) as pool:  # fmt: skip
             run = await pool.serve(rows)
     finally:

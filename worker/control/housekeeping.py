@@ -170,11 +170,7 @@ class Housekeeping:
 
     async def publish_pressure(self) -> None:
         """Write for autoscalers what waits and how many seconds it takes at the measured rate."""
-        figures = await read_figures(
-            self._redis,
-            self._keys,
-            assumed_tokens_per_s=self._settings.assumed_tokens_per_s,
-        )
+        figures = await read_figures(self._redis, self._keys, assumed=self._settings.assumed)
         status, rate = figures.status, figures.drain_tokens_per_s
         value = {
             "v": 1,

@@ -87,7 +87,7 @@ async def serve(settings: ControlSettings) -> None:
         life, metrics = ControlLife(), ControlMetrics()
         exporter = await _telemetry(stack, settings, metrics, life)
         client = await stack.enter_async_context(await _connect(settings))
-        watch = PoolTeller(client.scripts, assumed_tokens_per_s=settings.assumed_tokens_per_s)
+        watch = PoolTeller(client.scripts, assumed=settings.assumed)
         if exporter is not None:
             exporter.watch = watch
         courier = await stack.enter_async_context(

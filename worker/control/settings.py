@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, SecretStr
 
-from tokenbus.producer.client.pool_figures import ASSUMED_TOKENS_PER_S
+from tokenbus.producer.client.backlog import Assumed
 from tokenbus.worker.control.signing_key import key_bytes
 from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.service_settings import ServiceSettings
@@ -40,9 +40,11 @@ class ControlSettings(ServiceSettings):
     """How long the log of a job stays that ended without a result in its place."""
     crons: Path | None = None
     """File of the table of crons."""
-    assumed_tokens_per_s: float = Field(default=ASSUMED_TOKENS_PER_S, gt=0, le=1e9)
+    assumed_tokens_per_s: float = Field(default=Assumed().tokens_per_s, gt=0, le=1e9)
     """Rate by which waiting tokens are counted as seconds of backlog until the pool has shown
     one."""
+    assumed_start_s: float = Field(default=Assumed().start_s, ge=0, le=86_400)
+    """What a worker that is not ready adds to those seconds until the pool has shown a rate."""
 
     webhook_keys: dict[str, SecretStr] = Field(default_factory=dict)
     """Tenant to its signing key, `whsec_<base64>`; several, separated by blanks, sign all while a
@@ -97,6 +99,11 @@ class ControlSettings(ServiceSettings):
     """Tries of one job of arq."""
     adapter_result_ttl_s: Seconds = 3600.0
     """How long arq keeps a result."""
+
+    @property
+    def assumed(self) -> Assumed:
+        """Return what is taken for true of a pool that has shown nothing yet."""
+        return Assumed(self.assumed_tokens_per_s, self.assumed_start_s)
 
     @property
     def queue(self) -> str:

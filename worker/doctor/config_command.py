@@ -13,7 +13,7 @@ from tokenbus.producer.config_file import SECTIONS, ConfigFile, ConfigFileInvali
 from tokenbus.producer.errors import ClientSettingsInvalid
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import BusSettings
-from tokenbus.producer.terminal import visible
+from tokenbus.producer.terminal import say, visible
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -57,6 +57,8 @@ def run_config(process: str, classes: SettingsClasses, *, as_json: bool, changed
     if as_json:
         print(visible(json.dumps([asdict(each) for each in shown], ensure_ascii=False)))
         return 0
+    if not shown:
+        say(f"all settings of {process} are defaults")
     width = max((len(each.name) for each in shown), default=0)
     values = max((min(len(each.value), 40) for each in shown), default=0)
     for each in shown:

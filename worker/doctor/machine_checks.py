@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.kernel_check import cpu_kernels, gpu_kernels_fault
 from tokenbus.producer.release import release
+from tokenbus.producer.terminal import say
 from tokenbus.worker.doctor.finding import failed, guarded, ok, skipped, warning
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def _driver() -> str:
 def _kernels() -> Iterator[Finding]:
     import torch
 
+    say("doctor: compiling kernels, which takes up to a minute the first time")
     if torch.cuda.is_available():
         yield from _gpu_kernels()
     yield from _cpu_kernels()

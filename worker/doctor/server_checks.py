@@ -133,7 +133,7 @@ async def _persistence(redis: Any, info: dict[str, Any]) -> Finding:
         return ok("persistence", "append-only file")
     when = {_text(name): _text(value) for name, value in told.items()}.get("appendfsync", "")
     lost = {"always": "nothing", "everysec": "the last second", "no": "up to half a minute"}
-    found = f"append-only file, written {when}: a power cut takes {lost.get(when, 'something')}"
+    found = f"append-only file, appendfsync {when}: a power cut takes {lost.get(when, 'something')}"
     if when == "no":
         return warning("persistence", found, "CONFIG SET appendfsync everysec")
     return ok("persistence", found)

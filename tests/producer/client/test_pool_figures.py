@@ -9,6 +9,7 @@ import pytest
 from workers.staged_pool import StagedPool
 from workers.stubs import StubWorker, a_job, raw, submit
 
+from tokenbus.producer.client.backlog import Assumed
 from tokenbus.producer.client.pool_figures import read_figures
 from tokenbus.producer.client.pool_status import MAX_TENANTS, read_status
 from tokenbus.producer.client.worker_status import LatencyFigures, PageFigures, WorkerPhase
@@ -54,11 +55,11 @@ async def test_backlog_is_counted_by_the_last_rate_and_before_it_by_the_assumed_
 ) -> None:
     """No worker lives, and the seconds are a number all the same."""
     await submit(scripts, a_job("one"))
-    before = await read_figures(scripts.redis, scripts.keys, assumed_tokens_per_s=24)
-    assert (before.drain_tokens_per_s, before.seconds_of_backlog) == (None, 2.0)
+    before = await read_figures(scripts.redis, scripts.keys, assumed=Assumed(24, start_s=10))
+    assert (before.drain_tokens_per_s, before.seconds_of_backlog) == (None, 12.0)
     drain = scripts.keys.of("drain")
     await raw(scripts).hset(drain, mapping={"tokens": 1000, "busy": 10_000, "model": "m"})
-    after = await read_figures(scripts.redis, scripts.keys, assumed_tokens_per_s=24)
+    after = await read_figures(scripts.redis, scripts.keys, assumed=Assumed(24, start_s=10))
     assert after.drain_tokens_per_s == pytest.approx(100)
     # A prompt's 32 tokens are as long as two that are generated.
     assert after.seconds_of_backlog == pytest.approx(0.18)
@@ -126,7 +127,7 @@ async def test_delayed_jobs_are_backlog_from_the_minute_on_in_which_they_are_due
     """Before it they wait, and nobody is called for them; one that is cancelled leaves nothing."""
 
     async def seconds() -> float:
-        return (await read_figures(scripts.redis, scripts.keys, assumed_tokens_per_s=48)
+        return (await read_figures(scripts.redis, scripts.keys, assumed=Assumed(48, start_s=0))
             ).seconds_of_backlog  # fmt: skip
 
     later = scripts.keys.of("later")

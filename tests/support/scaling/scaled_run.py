@@ -15,7 +15,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from tokenbus.producer.client.backlog import Assumed
     from tokenbus.producer.errors import ProducerError
     from tokenbus.producer.scripts.timeline import EndedJob
     from tokenbus.worker.bench.load.arrivals import TraceRow
@@ -104,7 +105,7 @@ class ScaledPool:
     speed: float
     worker: dict[str, Any]
     watcher: Prometheus
-    assumed_tokens_per_s: float
+    assumed: Assumed
     run: ScaledRun = field(default_factory=ScaledRun)
     _workers: list[_Worker] = field(default_factory=list)
     _leaving: list[_Worker] = field(default_factory=list)
@@ -156,9 +157,7 @@ class ScaledPool:
             self.run.ended += list(ended.jobs)[len(ended.jobs) - (ended.num_seen - taken) :]
             taken = ended.num_seen
             if self._now >= minute * MINUTE_S:
-                figures = await read_figures(
-                    redis, keys, assumed_tokens_per_s=self.assumed_tokens_per_s
-                )
+                figures = await read_figures(redis, keys, assumed=self.assumed)
                 status = figures.status
                 self.run.samples.append(
                     GaugeSample(
@@ -242,17 +241,17 @@ def scaled_pool(
     *,
     speed: float,
     worker: dict[str, Any],
-    assumed_tokens_per_s: float,
+    assumed: Assumed,
 ) -> Iterator[ScaledPool]:
     """Run a control service and a Prometheus that reads it, and what the autoscaler starts."""
     port = free_port()
     every_ms = round(1000 * SCRAPE_S / speed)
     given = {"metrics_port": port, "log_level": "error"}
-    given |= {"assumed_tokens_per_s": assumed_tokens_per_s}
+    given |= {f"assumed_{name}": value for name, value in asdict(assumed).items()}
     service = _process("control", redis_url, given)
     try:
         with prometheus(folder, [port], every_ms=every_ms) as watcher:
-            pool = ScaledPool(redis_url, scaled, speed, worker, watcher, assumed_tokens_per_s)
+            pool = ScaledPool(redis_url, scaled, speed, worker, watcher, assumed)
             try:
                 yield pool
             finally:

@@ -12,6 +12,7 @@ from patience import PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
 from workers.stubs import StubWorker, a_job, raw, submit
 
+from tokenbus.producer.client.backlog import Assumed
 from tokenbus.producer.telemetry.control_table import CONTROL, POOL
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.service import serve
@@ -47,7 +48,7 @@ async def test_one_process_tells_of_the_pool_and_another_follows_it(
 ) -> None:
     """The sum over two processes is the pool's; when the first goes, the second tells of it."""
     await submit(scripts, a_job("one"), a_job("two"))
-    watches = [PoolTeller(scripts, assumed_tokens_per_s=24) for _ in range(2)]
+    watches = [PoolTeller(scripts, assumed=Assumed(24, start_s=0)) for _ in range(2)]
     exporters = [_exporter(watch, pool) for watch in watches]
 
     async def waiting() -> list[float | None]:
@@ -73,7 +74,7 @@ async def test_worker_that_says_nothing_of_leaving_is_counted_as_lost(
 ) -> None:
     """A lease that runs out is a loss, once; that of a worker which said good-bye is none."""
     redis, keys = raw(scripts), scripts.keys
-    watch = PoolTeller(scripts, assumed_tokens_per_s=1)
+    watch = PoolTeller(scripts, assumed=Assumed(1, start_s=0))
     for name in ("before", "killed", "stopped"):
         await StubWorker(scripts, name).reconcile()
     await redis.delete(keys.of("alive", "before"))
@@ -95,7 +96,7 @@ async def test_worker_that_says_nothing_of_leaving_is_counted_as_lost(
 async def test_every_metric_of_a_pool_moves(scripts: Scripts, pool: str) -> None:
     """Between an empty pool and one in which all that is told of has happened, nothing stays."""
     redis, keys = raw(scripts), scripts.keys
-    watch = PoolTeller(scripts, assumed_tokens_per_s=1)
+    watch = PoolTeller(scripts, assumed=Assumed(1, start_s=0))
     exporter = _exporter(watch, pool)
 
     def seen() -> dict[str, set[tuple[str, float]]]:
@@ -136,7 +137,7 @@ async def test_tenants_without_a_label_are_added_up(scripts: Scripts, pool: str)
     """Named tenants have labels always, others as many as are allowed for; nothing is left out."""
     tenants = ("named", "a", "b", "c")
     await submit(scripts, *(a_job(f"j@{tenant}", tenant=tenant) for tenant in tenants))
-    watch = PoolTeller(scripts, assumed_tokens_per_s=1)
+    watch = PoolTeller(scripts, assumed=Assumed(1, start_s=0))
     await watch.look()
     seen = _samples(_exporter(watch, pool))
     jobs = {

@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--duration-s", type=float, metavar="S", help="seconds that are measured (default: 20)")
     add("--ramp-s", type=float, metavar="S",
         help="seconds over which the streams are opened (default: one for each hundred)")
-    add("--warm-up-s", type=float, metavar="S", help="seconds between both (default: 3)")
+    add("--warm-up-s", type=float, metavar="S",
+        help="seconds from then until anything is measured (default: 3)")
     add("--drain-s", type=float, metavar="S",
         help="seconds after which a stream without an end is a fault (default: 60)")
     add("--route", choices=ROUTES, help="what is asked for (default: chat)")

@@ -19,6 +19,7 @@ from tokenbus.producer.client.pool_figures import read_figures
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
+    from tokenbus.producer.client.backlog import Assumed
     from tokenbus.producer.client.pool_figures import PoolFigures
     from tokenbus.producer.scripts import Scripts
 
@@ -45,10 +46,10 @@ class Watched:
 class PoolTeller:
     """Reads the figures of one pool while it has the lease; `seen` is None otherwise."""
 
-    def __init__(self, scripts: Scripts, *, assumed_tokens_per_s: float) -> None:
+    def __init__(self, scripts: Scripts, *, assumed: Assumed) -> None:
         self.seen: Watched | None = None
         self._scripts = scripts
-        self._assumed_tokens_per_s = assumed_tokens_per_s
+        self._assumed = assumed
         self._name = f"{socket.gethostname()}-{secrets.token_hex(6)}"
         self._known_model = ""
         self._looked_ms: int | None = None
@@ -83,7 +84,7 @@ class PoolTeller:
     async def _read(self) -> Watched:
         redis: Any = self._scripts.redis
         keys = self._scripts.keys
-        figures = await read_figures(redis, keys, assumed_tokens_per_s=self._assumed_tokens_per_s)
+        figures = await read_figures(redis, keys, assumed=self._assumed)
         if figures.model and figures.model != self._known_model:
             # For the time when no worker lives.
             await redis.hset(keys.of("drain"), "model", figures.model)
