@@ -25,7 +25,6 @@ from tokenbus.engine.execution.device_faults import escapes, is_device_fault
 from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.execution.request_check import check_request
 from tokenbus.engine.sampling.plan import LOGIT_RULES, plan_of
-from tokenbus.engine.scheduling.plan import StepPlan
 from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
 from tokenbus.engine.text.prompt_ids import packed
 from tokenbus.engine.types import (
@@ -155,7 +154,7 @@ class Engine:
         self._settle_grammars()
         drafts = self._drafts()
         if drafts and self._inflight is not None:
-            # Behind a token that the host does not know, nobody can tell which of a draft are right.
+            # Behind a token that is still on the device nobody can tell what of a draft is right.
             self._land()
             self._settle_grammars()
             drafts = self._drafts()

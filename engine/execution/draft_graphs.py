@@ -4,6 +4,10 @@ All sequences decode, some of them several tokens: attention reads the pages of 
 its rows, and few rows go through the linear layers of decode steps. Rows are rounded up to a
 bucket; sequences without tokens own those that pad it, and their keys go to scratch. What follows
 the pass, logits and draws, is launched while it runs.
+
+Nothing runs on the device while the first graph is launched, which takes the longer the more is in
+it. So a pass is several graphs: one of a single layer, and behind it larger ones, each launched
+while the one before runs.
 """
 
 from __future__ import annotations
@@ -25,17 +29,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tokenbus.engine.execution.prompt_graphs import Capture
     from tokenbus.engine.execution.rows import RowState
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.scheduling.sequence import Sequence
+
+    # Takes what computes a pass on static memory and calls its argument where a graph ends and
+    # another begins; returns what computes it again.
+    CaptureParts = Callable[[Callable[[Callable[[], None]], None]], Callable[[], None]]
 
 # Rows of a pass, and rows that one sequence has at most.
 _ROW_BUCKETS = (4, 8, 16, 24, 32, 48, 64, 96, MAX_DRAFTED_ROWS)
 _QUERY_BUCKETS = (4, 8, 16)
 # Sequences whose drafts find their graphs captured; those of more are captured on first use.
 _PREPARED_SEQS = (1, 2, 4, 8)
+# Layers behind which the next graph of a pass begins.
+_CUTS = (1, 4, 16)
 # Stands for the token that a row drew last, which is on the device alone.
 _LAST_TOKEN = -1
 
@@ -67,7 +76,9 @@ def shape_of(query_lens: list[int]) -> DraftShape | None:
 class DraftGraphs:
     """Forward passes over sequences with drafts, captured once each."""
 
-    def __init__(self, model: PagedModel, kv: KVCache, rows: RowState, capture: Capture) -> None:
+    def __init__(
+        self, model: PagedModel, kv: KVCache, rows: RowState, capture: CaptureParts
+    ) -> None:
         """Serve models that decide nothing on the host while they run."""
         self._model, self._kv, self._rows, self._capture = model, kv, rows, capture
         self._passes: dict[DraftShape, Callable[[], None]] = {}
@@ -122,7 +133,7 @@ class DraftGraphs:
 
     def _captured(self, shape: DraftShape) -> Callable[[], None]:
         if shape not in self._passes:
-            self._passes[shape] = self._capture(lambda: self._compute(shape))
+            self._passes[shape] = self._capture(lambda cut: self._compute(shape, cut))
         return self._passes[shape]
 
     def _send(self, values: NDArray[np.int64], shape: DraftShape) -> None:
@@ -154,7 +165,7 @@ class DraftGraphs:
             np.int64,
         )  # fmt: skip
 
-    def _compute(self, shape: DraftShape) -> None:
+    def _compute(self, shape: DraftShape, cut: Callable[[], None] | None = None) -> None:
         """Run the pass that the staged values describe; nothing is decided on the host."""
         rows, page_size, sizes = self._rows, self._kv.page_size, shape.parts()
         ids, positions, owners, table_rows, lens, borders = torch.split(
@@ -175,6 +186,7 @@ class DraftGraphs:
             context_lens_host=nominal,
             num_decode=shape.num_seqs,
             max_query_len=shape.max_query_len,
+            after_layer=cut and (lambda number: cut() if number in _CUTS else None),
         )
         self._hidden[: shape.num_rows].copy_(self._model.forward(ids, ctx))
 

@@ -189,7 +189,7 @@ def small_linear(
             **options,
         )
     else:
-        early = tuning.early and options["PDL"]
+        early = min(tuning.early, width_in) if options["PDL"] else 0
         addresses, side, ranks = arguments_of(fusion.among, torch.float32)
         small_matmul_kernel[grid](
             x,
@@ -206,7 +206,7 @@ def small_linear(
             BLOCK_N=tuning.block_n,
             SLICES=tuning.slices,
             STAGES=tuning.stages,
-            EARLY_LINES=next_power_of_2(ceil_div(width_in, 64)) if early else 0,
+            EARLY_LINES=next_power_of_2(ceil_div(early, 64)) if early else 0,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
             **ranks,
             **options,

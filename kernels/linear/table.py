@@ -27,8 +27,8 @@ class LinearTuning:
     """How one shape is laid out on the chip.
 
     block_n: outputs per program. block_k: columns per step. stages: steps in flight.
-    slices: column slices per step, 1 or num_warps. early: whether weights are fetched into the
-    L2 cache while the previous kernel still runs, which pays as long as they fit in there.
+    slices: column slices per step, 1 or num_warps. early: columns of the weights that are fetched
+    into the L2 cache while the previous kernel still runs, which pays as long as they fit in there.
     width: outputs of the block_n that a program fills, 0: all. Two to 16 rows only.
     One row only: groups of outputs that a program has in turn, ahead: pieces of block_n outputs and
     block_k columns in flight, by_warp: whether a warp has whole rows of the weight.
@@ -39,7 +39,7 @@ class LinearTuning:
     num_warps: int
     stages: int = 3
     slices: int = 1
-    early: bool = False
+    early: int = 0
     width: int = 0
     groups: int = 1
     ahead: int = 1
@@ -102,8 +102,12 @@ def _for_one_row_before_sum(width_in: int, width_out: int) -> LinearTuning:
     return LinearTuning(2, 1024, 2)
 
 
+def _early(width_in: int, num_outputs: int) -> int:
+    return width_in if 2 * width_in * num_outputs < _EARLY_BYTES else 0
+
+
 def _for_gate(width_in: int, width_out: int) -> LinearTuning:
-    early = 4 * width_in * width_out < _EARLY_BYTES
+    early = _early(width_in, 2 * width_out)
     if width_in <= 1024 and width_out <= 4096:
         return LinearTuning(32, 256, 4, stages=4, early=early)
     # Two programs live on a multiprocessor at a time: outputs are dealt out in whole rounds of
@@ -119,7 +123,7 @@ def _for_gate(width_in: int, width_out: int) -> LinearTuning:
 
 
 def _behind_norm(width_in: int, width_out: int) -> LinearTuning | None:
-    early = 2 * width_in * width_out < _EARLY_BYTES
+    early = _early(width_in, width_out)
     if width_in <= 1024:
         return LinearTuning(32, 512, 4, stages=4 if width_in == 1024 else 3, early=early)
     if width_in < 2048:
@@ -133,7 +137,7 @@ def _behind_norm(width_in: int, width_out: int) -> LinearTuning | None:
 
 
 def _before_sum(width_in: int, width_out: int) -> LinearTuning:
-    early = 2 * width_in * width_out < _EARLY_BYTES
+    early = _early(width_in, width_out)
     if width_in < 1024:
         return LinearTuning(16, 256, 2, stages=4, early=early)
     if width_out <= 2048 <= width_in // 2:
