@@ -228,15 +228,15 @@ class GraphRunner(Runner):
         size = next(size for size in self._buckets if size >= num)
         step = self._captured(size, plan)
         padding = size - num
-        host = torch.tensor(
+        self.rows.copy_into(
+            self._staged[: 2 * size],
             [
                 *row_list,
                 *[self.rows.padding_row] * padding,
                 *(seq.num_computed - 1 for seq in seqs),
                 *[-1] * padding,
-            ]
+            ],
         )
-        self._staged[: 2 * size].copy_(host.pin_memory(), non_blocking=True)
         self.sampling.flush()
         step.graph.replay()
         return replace(step.sampled, token_ids=step.sampled.token_ids[:num])
@@ -310,9 +310,7 @@ class GraphRunner(Runner):
     def _capture_pass(self, compute: Callable[[], None]) -> Callable[[], None]:
         return self._recorded(compute).replay
 
-    def _capture_parts(
-        self, compute: Callable[[Callable[[], None]], None]
-    ) -> Callable[[], None]:
+    def _capture_parts(self, compute: Callable[[Callable[[], None]], None]) -> Callable[[], None]:
         graphs = self._recorded_parts(compute)
 
         def replay() -> None:

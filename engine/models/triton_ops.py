@@ -253,9 +253,7 @@ class TritonOps(TorchOps):
         eps = config.norm_eps
         norms = [layer.pre_attention_norm for layer in tensors.layers]
         x = hidden if norms[0] is None else self.rms_norm(hidden, norms[0], eps)
-        for layer, following in zip(
-            ctx.each(tensors.layers), [*norms[1:], None], strict=True
-        ):
+        for layer, following in zip(ctx.each(tensors.layers), [*norms[1:], None], strict=True):
             x = self.qkv_attention(layer.qkv.product.multiply(x), layer, eps, ctx)
             part, among = layer.o.product.multiply(x), Exchange(boxes, ATTENTION)
             x, residual = self._summed(part, among, residual, layer.pre_mlp_norm, eps)
