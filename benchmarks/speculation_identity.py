@@ -4,11 +4,11 @@ Usage: python benchmarks/speculation_identity.py --agent tau_bench_retail.json [
        [--shard 0/8] [--dtype float32] [--model smollm2-135m] [--json FILE]
 
 Every job runs undisturbed in an engine without speculation, and then in one that speculates and
-admits more than its small pool holds, so that sequences are preempted. There a third of the jobs is parked once, handed back
-and taken on again by the same engine, and a third is taken over by another engine. Jobs are calls
-of a retail agent (tau-bench, MIT), schemas, support answers and product texts; draws are greedy, or
-of temperature 1 with all filters, some with penalties, biases and bad words, three choices, stop
-strings or log-probabilities.
+admits more than its small pool holds, so that sequences are preempted. There a third of the jobs
+is parked once, handed back and taken on again by the same engine, and a third is taken over by
+another engine. Jobs are calls of a retail agent (tau-bench, MIT), schemas, support answers and
+product texts; draws are greedy, or of temperature 1 with all filters, some with penalties, biases
+and bad words, three choices, stop strings or log-probabilities.
 
 Where two answers part, the step is taken again alone, and its margin is told: for a greedy token
 how far the two logits lie apart, for a drawn one how far the draw lies from the border of the two
