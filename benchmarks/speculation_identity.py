@@ -371,7 +371,7 @@ def _draft_always(engine: Engine) -> None:
     planner = engine._drafting.speculation
     assert isinstance(planner, DraftPlanner)
     for num_rows in (1, 512):
-        planner.measured(num_rows, 0.01)
+        planner.measured(num_rows, 10.0)
     planner.measured = lambda *_: None  # type: ignore[method-assign] # steps are not to be timed
 
 

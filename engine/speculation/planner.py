@@ -5,7 +5,9 @@ are verified, the likeliest first, that raise the expected tokens a second the m
 were measured to cost; where a step is long because many sequences ride in it, that is none.
 
 What was guessed is compared with what came, also where no row was spent on it: so a source that was
-right lately is asked again after a time in which it was not.
+right lately is asked again after a time in which it was not. Where planning takes long beside the
+step and finds nothing that pays, as it may for many sequences of a small model, it is done again
+after a number of steps.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from operator import neg
+from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenbus.engine.speculation.acceptance import Acceptance, chances_of
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 # Tokens of a draft at most: with the one before them they fill a tile of rows.
 MAX_DRAFT = 15
 GRAMMAR = "grammar"
+# A plan that took more than this share of a step, and in which nothing paid, is followed by so many
+# steps without one that it was this share of all of them, within a bound.
+_DEAR, _BARREN_SHARE, _MOST_WITHOUT = 0.1, 0.02, 64
 
 
 class _Piece(NamedTuple):
@@ -78,22 +84,31 @@ class DraftPlanner:
         self.names = (*(drafter.name for drafter in self._drafters), GRAMMAR)
         self._acceptance = Acceptance(len(self.names))
         self._drafts: dict[int, _Draft] = {}
+        self._steps_without = 0
         self.drafted_total: Counter[str] = Counter()
         self.accepted_total: Counter[str] = Counter()
 
     def pays(self, num_seqs: int) -> bool:
         """Tell whether drafts may pay in a step of so many sequences; else nobody is asked."""
+        if self._steps_without:
+            self._steps_without -= 1
+            return False
         return self.costs.may_pay(num_seqs, MAX_DRAFT)
 
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
+        began_at = perf_counter()
         drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
-        if not drafts:
-            return {}
-        self._choose(len(seqs), [draft for _, draft in drafts])
-        return {
+        if drafts:
+            self._choose(len(seqs), [draft for _, draft in drafts])
+        chosen = {
             key: draft.token_ids()[: draft.num_chosen] for key, draft in drafts if draft.num_chosen
         }
+        if not chosen and seqs:
+            share = (perf_counter() - began_at) / self.costs.of(len(seqs))
+            if share > _DEAR:
+                self._steps_without = min(_MOST_WITHOUT, int(share / _BARREN_SHARE))
+        return chosen
 
     def report(self, key: int, draft: Sequence[int], num_right: int) -> None:
         """Count a draft that was verified, and how many of its tokens were right.

@@ -177,3 +177,17 @@ def test_ended_sequence_leaves_its_answer_to_its_group() -> None:
     made.drop(first.view)
     assert drafts_of(made, Text(2, PHRASE[:5]))[2] == PHRASE[5:]
     assert made._drafts.keys() == {2}
+
+
+def test_long_plans_in_which_nothing_pays_are_made_rarely() -> None:
+    """Beside a step of a tenth of a microsecond every plan is long, beside one of ten seconds none.
+
+    One in which something pays is followed by another at once.
+    """
+    for seconds, is_rare in ((1e-7, True), (10.0, False)):
+        made = planner((1, seconds), (512, seconds))
+        assert drafts_of(made, Text(0, range(50))) == {}
+        num_without = next(number for number in range(1000) if made.pays(1))
+        assert (num_without > 50) is is_rare
+        assert drafts_of(made, Text(1, PHRASE + PHRASE[:5]))
+        assert made.pays(1)
