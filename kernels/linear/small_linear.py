@@ -156,6 +156,9 @@ def small_linear(
     if x.element_size() > 2:
         # Layouts were swept in 16 bits, and some fill the shared memory.
         tuning = replace(tuning, stages=max(1, tuning.stages // 2))
+    if tuning.norm_apart and fusion.norm_weight is not None:
+        x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
+        fusion = replace(fusion, norm_weight=None)
     if out is None:
         out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
     tensors = (fusion.residual, fusion.norm_weight, out)
