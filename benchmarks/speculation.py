@@ -1,13 +1,16 @@
 """Speculation: tokens a second with drafts and without, on real text, the same answers in turn.
 
-Usage: python benchmarks/speculation.py --agent tau_bench_retail.json [--device cpu|cuda]
-       [--model smollm2-135m] [--batch 1 8 64] [--answers 16] [--groups 1] [--json FILE]
+Usage: python benchmarks/speculation.py --agent tau_bench_retail.json [--schemas FOLDER]
+       [--device cpu|cuda] [--workload support tools schemas] [--model smollm2-135m]
+       [--batch 1 8 64] [--answers 16] [--groups 1] [--json FILE]
 
 Two engines share one model: `speculation="auto"` and `"off"`. Each group of prompts goes through
 both, in turn, and the texts are compared token for token. Workloads:
 
 - `tools`: a retail agent with its policy and its 16 tools (sierra-research/tau-bench, MIT; the file
   has `policy_system_prompt`, `tools` and `train_instructions`): one call per customer.
+- `schemas`: the support desk's questions, answered by objects of schemas of published packages, as
+  `schema_packages.py` has fetched them into a folder.
 - `support`: a shop's support desk, free text; questions are put together of cases and products, no
   two alike.
 
@@ -28,6 +31,7 @@ import os
 import time
 from array import array
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, cycle, product
 from pathlib import Path
@@ -35,12 +39,16 @@ from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from schema_packages import schemas
+
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.execution.draft_walk import DraftWalk
+from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.speculation.drafter import DraftView
 from tokenbus.engine.speculation.planner import DraftPlanner
-from tokenbus.engine.types import Request
+from tokenbus.engine.types import GrammarKind, GrammarSpec, Request
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.worker.demo.jobs import SUPPORT
 from tokenbus.worker.jobs.prompt import PromptPreparer
@@ -102,6 +110,19 @@ def tool_requests(path: Path, max_tokens: int) -> Iterator[dict[str, Any]]:
             "parallel_tool_calls": False,
             "max_tokens": max_tokens,
         }
+
+
+def schema_requests(folder: Path, tokenizer: Any, max_tokens: int) -> Iterator[dict[str, Any]]:
+    """Yield questions to be answered by an object of a published schema, one that compiles."""
+    compiler = GrammarCompiler(tokenizer, len(tokenizer), (tokenizer.eos_token_id,))
+    kept = []
+    for _, source in schemas(sorted(folder.iterdir())):
+        with suppress(GrammarRejected):
+            compiler.compile(GrammarSpec(GrammarKind.JSON_SCHEMA, source))
+            kept.append(json.loads(source))
+    for fields, schema in zip(support_requests(max_tokens), cycle(kept), strict=False):
+        named = {"name": "answer", "schema": schema}
+        yield {**fields, "response_format": {"type": "json_schema", "json_schema": named}}
 
 
 def support_requests(max_tokens: int) -> Iterator[dict[str, Any]]:
@@ -259,9 +280,11 @@ def host_us(num_seqs: int, num_steps: int = 400) -> float:
     return median(times) * 1e6
 
 
-def _requests(workload: str, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _requests(workload: str, args: argparse.Namespace, tokenizer: Any) -> Iterator[dict[str, Any]]:
     if workload == "tools":
         return tool_requests(args.agent, args.max_tokens)
+    if workload == "schemas":
+        return schema_requests(args.schemas, tokenizer, args.max_tokens)
     return support_requests(args.max_tokens)
 
 
@@ -273,6 +296,7 @@ def _grouped(jobs: Sequence[PreparedJob], batch: int) -> Iterator[Sequence[Prepa
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--agent", type=Path, help="the retail agent's file, for tools")
+    parser.add_argument("--schemas", type=Path, help="a folder of packages, for schemas")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -312,7 +336,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     seeds = count(7)
     for batch, workload in product(args.batch, args.workload):
-        requests = _requests(workload, args)
+        requests = _requests(workload, args, loaded.tokenizer)
         first_id = 1_000_000 * len(found)
         for corpus in ("cold", "warm"):
             num_jobs = max(batch * args.groups, args.answers // batch * batch)

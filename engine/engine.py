@@ -5,8 +5,9 @@ step holds, but tokens depend on nothing else than their request.
 
 On a GPU a step is launched before the previous one is read back: sampled tokens stay on the device
 on their way into the next step, and the host learns of an end one step late. What a sequence
-sampled past its end is dropped. On a CPU there is nothing to overlap, so each step is read back at
-once.
+sampled past its end is dropped. A step with drafts is read back before the next one is planned, but
+what it brought is handed out when that one is under way. On a CPU there is nothing to overlap, so
+each step is read back at once.
 
 The file is one noun, past three hundred lines: what a step brings is delivered where requests
 begin, end and fail.
@@ -24,7 +25,6 @@ from tokenbus.engine.execution.device_faults import escapes, is_device_fault
 from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.execution.request_check import check_request
 from tokenbus.engine.sampling.plan import LOGIT_RULES, plan_of
-from tokenbus.engine.scheduling.plan import StepPlan
 from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
 from tokenbus.engine.text.prompt_ids import packed
 from tokenbus.engine.types import (
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.execution.constrained import ConstrainedRows
     from tokenbus.engine.execution.pending_step import DrawnTokens, PendingStep
     from tokenbus.engine.execution.runner import Runner
-    from tokenbus.engine.scheduling.scheduler import Scheduler
+    from tokenbus.engine.scheduling.scheduler import Drafts, Scheduler
     from tokenbus.engine.scheduling.sequence import SequenceEnd
     from tokenbus.engine.speculation.drafter import Speculation
 
@@ -86,7 +86,7 @@ class Engine:
         self._requests: dict[int, list[Sequence]] = {}
         self._arrivals = 0
         self._inflight: PendingStep | None = None
-        self._launched_at = 0.0
+        self._landed_at = 0.0
         self._deltas: list[TokenDelta] = []
         self._steps_total = 0
         self._prompt_tokens_total = 0
@@ -148,13 +148,17 @@ class Engine:
             raise
 
     def _step(self) -> StepOutput:
+        if self._inflight is not None and self._inflight.drafted:
+            # How many tokens a draft has brought decides on everything behind it.
+            self._land()
         self._settle_grammars()
-        drafting, drafts = self._drafting, None
-        if drafting is not None:
-            drafts = drafting.drafts(self._scheduler.running)
-        # Behind a token that the host does not know, nobody can tell which of a draft were right.
-        waits = bool(drafts) and self._inflight is not None
-        plan = StepPlan() if waits else self._scheduler.schedule(drafts)
+        drafts = self._drafts()
+        if drafts and self._inflight is not None:
+            # Behind a token that is still on the device nobody can tell what of a draft is right.
+            self._land()
+            self._settle_grammars()
+            drafts = self._drafts()
+        plan = self._scheduler.schedule(drafts)
         launched = None
         started_at = time.monotonic()
         if not plan.is_empty:
@@ -164,22 +168,11 @@ class Engine:
             )
             self._steps_total += 1
         self._end_failed()
-        done = launched
-        if self._one_step_ahead and not (launched and launched.drafted):
-            done, self._inflight = self._inflight, launched
-        if done is not None:
-            self._complete(done)
-            now = time.monotonic()
-            self._scheduler.sizer.observe(
-                done.plan.num_prefill_tokens,
-                len(done.plan.decode),
-                now - max(self._launched_at, started_at if done is launched else 0.0),
-            )
-            if drafting is not None:
-                # With all that the host did since the step before: drafts have to be worth it.
-                drafting.measured(done.plan, now - self._launched_at)
-            self._launched_at = now
-            self._end_failed()
+        if self._one_step_ahead:
+            self._land()
+            self._inflight = launched
+        elif launched is not None:
+            self._finish(launched, started_at)
         deltas, self._deltas = self._deltas, []
         return StepOutput(
             deltas=tuple(deltas),
@@ -187,6 +180,30 @@ class Engine:
             preempted=tuple(seq.request.request_id for seq in plan.preempted),
             stats=self.stats(),
         )
+
+    def _drafts(self) -> Drafts | None:
+        return None if self._drafting is None else self._drafting.drafts(self._scheduler.running)
+
+    def _land(self) -> None:
+        """Read the step in flight back, if there is one."""
+        if self._inflight is not None:
+            done, self._inflight = self._inflight, None
+            self._finish(done, 0.0)
+
+    def _finish(self, done: PendingStep, started_at: float) -> None:
+        """Deliver a step, and tell what it took since the one before, or since it was launched."""
+        self._complete(done)
+        now = time.monotonic()
+        self._scheduler.sizer.observe(
+            done.plan.num_prefill_tokens,
+            len(done.plan.decode),
+            now - max(self._landed_at, started_at),
+        )
+        if self._drafting is not None:
+            # With all that the host did since the step before: drafts have to be worth it.
+            self._drafting.measured(done.plan, now - self._landed_at)
+        self._landed_at = now
+        self._end_failed()
 
     def stats(self) -> EngineStats:
         """Return counters and gauges."""

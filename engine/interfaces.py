@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
     from torch import Tensor
 
     from tokenbus.engine.kv_cache import AttentionSpec, KVCache
+
+_Layer = TypeVar("_Layer")
 
 
 @dataclass(slots=True)
@@ -29,6 +31,8 @@ class ForwardContext:
         sequences decode, and some have drafts.
     reads_cache: whether prompts have tokens of earlier passes; True where that is not known.
     memo: what backends and models derive once per pass and reuse in every layer.
+    after_layer: called behind each layer, by the layer's number from 1 on, where someone records
+        the pass in parts.
     """
 
     kv: KVCache
@@ -43,6 +47,14 @@ class ForwardContext:
     max_query_len: int = 1
     reads_cache: bool = True
     memo: dict[Hashable, Any] = field(default_factory=dict)
+    after_layer: Callable[[int], None] | None = None
+
+    def each(self, layers: Iterable[_Layer]) -> Iterator[_Layer]:
+        """Yield the layers of the model in their order; the pass goes through them in a loop."""
+        for number, layer in enumerate(layers, 1):
+            yield layer
+            if self.after_layer is not None:
+                self.after_layer(number)
 
     @property
     def is_decode(self) -> bool:

@@ -4,6 +4,10 @@ All sequences decode, some of them several tokens: attention reads the pages of 
 its rows, and few rows go through the linear layers of decode steps. Rows are rounded up to a
 bucket; sequences without tokens own those that pad it, and their keys go to scratch. What follows
 the pass, logits and draws, is launched while it runs.
+
+Nothing runs on the device while the first graph is launched, which takes the longer the more is in
+it. So a pass is several graphs: one of a single layer, and behind it larger ones, each launched
+while the one before runs.
 """
 
 from __future__ import annotations
@@ -25,17 +29,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tokenbus.engine.execution.prompt_graphs import Capture
     from tokenbus.engine.execution.rows import RowState
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.scheduling.sequence import Sequence
+
+    # Takes what computes a pass on static memory and calls its argument where a graph ends and
+    # another begins; returns what computes it again.
+    CaptureParts = Callable[[Callable[[Callable[[], None]], None]], Callable[[], None]]
 
 # Rows of a pass, and rows that one sequence has at most.
 _ROW_BUCKETS = (4, 8, 16, 24, 32, 48, 64, 96, MAX_DRAFTED_ROWS)
 _QUERY_BUCKETS = (4, 8, 16)
 # Sequences whose drafts find their graphs captured; those of more are captured on first use.
 _PREPARED_SEQS = (1, 2, 4, 8)
+# Layers behind which the next graph of a pass begins.
+_CUTS = (1, 4, 16)
 # Stands for the token that a row drew last, which is on the device alone.
 _LAST_TOKEN = -1
 
@@ -50,7 +59,7 @@ class DraftShape(NamedTuple):
     def parts(self) -> list[int]:
         """Return how many values each of a pass's inputs has: see `DraftGraphs._fill`."""
         rows, seqs = self.num_rows, self.num_seqs
-        return [rows, rows, rows, seqs, seqs, seqs + 1]
+        return [rows, rows, rows, rows, seqs, seqs, seqs + 1]
 
 
 def shape_of(query_lens: list[int]) -> DraftShape | None:
@@ -67,7 +76,9 @@ def shape_of(query_lens: list[int]) -> DraftShape | None:
 class DraftGraphs:
     """Forward passes over sequences with drafts, captured once each."""
 
-    def __init__(self, model: PagedModel, kv: KVCache, rows: RowState, capture: Capture) -> None:
+    def __init__(
+        self, model: PagedModel, kv: KVCache, rows: RowState, capture: CaptureParts
+    ) -> None:
         """Serve models that decide nothing on the host while they run."""
         self._model, self._kv, self._rows, self._capture = model, kv, rows, capture
         self._passes: dict[DraftShape, Callable[[], None]] = {}
@@ -122,52 +133,54 @@ class DraftGraphs:
 
     def _captured(self, shape: DraftShape) -> Callable[[], None]:
         if shape not in self._passes:
-            self._passes[shape] = self._capture(lambda: self._compute(shape))
+            self._passes[shape] = self._capture(lambda cut: self._compute(shape, cut))
         return self._passes[shape]
 
     def _send(self, values: NDArray[np.int64], shape: DraftShape) -> None:
-        self._staged[: sum(shape.parts())].copy_(self._rows.to_device(values))
+        self._rows.copy_into(self._staged[: sum(shape.parts())], values)
 
     def _fill(self, shape: DraftShape, chunks: list[PrefillChunk]) -> NDArray[np.int64]:
-        """Write what a pass reads: ids, positions, owning rows, then per sequence row and length.
+        """Write what a pass reads of each row: id, position, slot and whose row of tables it is.
 
-        Sequences have borders last. Padding belongs to the row whose pages are scratch.
+        Then of each sequence its row of tables and its length, and last the borders of all. Padding
+        belongs to the row whose pages are scratch.
         """
-        ids, positions, owners, borders = list[int](), list[int](), list[int](), [0]
+        size = self._kv.page_size
+        ids, positions, slots, owners, borders = (list[int]() for _ in range(5))
         for chunk in chunks:
+            pages, places = chunk.seq.pages, range(chunk.start, chunk.length)
             ids += chunk.token_ids() if chunk.draft else [_LAST_TOKEN]
-            positions += range(chunk.start, chunk.length)
+            positions += places
+            slots += (pages[place // size] * size + place % size for place in places)
             owners += [chunk.seq.row or 0] * chunk.num_tokens
             borders.append(len(ids))
         scratch, total, missing = self._rows.padding_row, len(ids), shape.num_seqs - len(chunks)
-        padding = shape.num_rows - total
+        padding = [0] * (shape.num_rows - total)
         ends = (total + shape.max_query_len * number for number in range(1, missing + 1))
         return np.array(
             [
-                *ids, *[0] * padding,
-                *positions, *[0] * padding,
-                *owners, *[scratch] * padding,
+                *ids, *padding, *positions, *padding, *slots, *padding,
+                *owners, *[scratch] * len(padding),
                 *[chunk.seq.row or 0 for chunk in chunks], *[scratch] * missing,
                 *[chunk.length for chunk in chunks], *[0] * missing,
-                *borders, *[min(end, shape.num_rows) for end in ends],
+                0, *borders, *[min(end, shape.num_rows) for end in ends],
             ],
             np.int64,
         )  # fmt: skip
 
-    def _compute(self, shape: DraftShape) -> None:
+    def _compute(self, shape: DraftShape, cut: Callable[[], None] | None = None) -> None:
         """Run the pass that the staged values describe; nothing is decided on the host."""
-        rows, page_size, sizes = self._rows, self._kv.page_size, shape.parts()
-        ids, positions, owners, table_rows, lens, borders = torch.split(
+        rows, sizes = self._rows, shape.parts()
+        ids, positions, slots, owners, table_rows, lens, borders = torch.split(
             self._staged[: sum(sizes)], sizes
         )
         ids = torch.where(ids < 0, rows.last_token.index_select(0, owners), ids)
-        page_ids = rows.block_table[owners, positions // page_size].to(torch.int64)
         # Lengths are the device's business; their number is all that a graph knows of them.
         nominal = [1] * shape.num_seqs
         ctx = ForwardContext(
             kv=self._kv,
             positions=positions,
-            slot_mapping=page_ids * page_size + positions % page_size,
+            slot_mapping=slots,
             block_table=rows.block_table.index_select(0, table_rows),
             context_lens=lens.to(torch.int32),
             cu_seqlens_q=borders.to(torch.int32),
@@ -175,6 +188,7 @@ class DraftGraphs:
             context_lens_host=nominal,
             num_decode=shape.num_seqs,
             max_query_len=shape.max_query_len,
+            after_layer=cut and (lambda number: cut() if number in _CUTS else None),
         )
         self._hidden[: shape.num_rows].copy_(self._model.forward(ids, ctx))
 

@@ -139,7 +139,7 @@ class GraphRunner(Runner):
         self._prompts = PromptGraphs(
             model, kv, rows, max_batch_tokens, self._capture_pass, sharing=sharing
         )
-        self._drafts = DraftGraphs(model, kv, rows, self._capture_pass) if has_drafts else None
+        self._drafts = DraftGraphs(model, kv, rows, self._capture_parts) if has_drafts else None
         # Rows of the batch, then their positions: written before each replay, in stream order.
         self._staged = torch.zeros(2 * self._buckets[-1], dtype=torch.int64, device=rows.device)
         # Block tables of the rows of a batch. What lies past their last pages is of earlier
@@ -228,15 +228,15 @@ class GraphRunner(Runner):
         size = next(size for size in self._buckets if size >= num)
         step = self._captured(size, plan)
         padding = size - num
-        host = torch.tensor(
+        self.rows.copy_into(
+            self._staged[: 2 * size],
             [
                 *row_list,
                 *[self.rows.padding_row] * padding,
                 *(seq.num_computed - 1 for seq in seqs),
                 *[-1] * padding,
-            ]
+            ],
         )
-        self._staged[: 2 * size].copy_(host.pin_memory(), non_blocking=True)
         self.sampling.flush()
         step.graph.replay()
         return replace(step.sampled, token_ids=step.sampled.token_ids[:num])
@@ -310,19 +310,44 @@ class GraphRunner(Runner):
     def _capture_pass(self, compute: Callable[[], None]) -> Callable[[], None]:
         return self._recorded(compute).replay
 
+    def _capture_parts(self, compute: Callable[[Callable[[], None]], None]) -> Callable[[], None]:
+        graphs = self._recorded_parts(compute)
+
+        def replay() -> None:
+            for graph in graphs:
+                graph.replay()
+
+        return replay
+
     def _recorded(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        [graph] = self._recorded_parts(lambda _: compute())
+        return graph
+
+    def _recorded_parts(
+        self, compute: Callable[[Callable[[], None]], None]
+    ) -> list[torch.cuda.CUDAGraph]:
         """Capture amid serving: no run before, no wait for the device, no memory given back.
 
-        All kernels are compiled; what libraries load for a new size, they may load meanwhile.
+        Where `compute` calls its argument, another graph begins. All kernels are compiled; what
+        libraries load for a new size, they may load meanwhile.
         """
-        graph = self.group.collective.new_graph()
+        graphs: list[torch.cuda.CUDAGraph] = []
+
+        def begin() -> None:
+            graphs.append(self.group.collective.new_graph())
+            graphs[-1].capture_begin(pool=self._memory_pool, capture_error_mode="relaxed")
+
+        def cut() -> None:
+            graphs[-1].capture_end()
+            begin()
+
         with torch.cuda.stream(self._capture_stream):
-            graph.capture_begin(pool=self._memory_pool, capture_error_mode="relaxed")
+            begin()
             try:
-                compute()
+                compute(cut)
             finally:
-                graph.capture_end()
-        return graph
+                graphs[-1].capture_end()
+        return graphs
 
     @torch.inference_mode()
     def _rehearse_draws(self) -> None:

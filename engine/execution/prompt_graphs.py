@@ -202,7 +202,7 @@ class PromptGraphs:
         return self._passes[key]
 
     def _send(self, values: NDArray[np.int64], shape: PassShape) -> None:
-        self._staged[: sum(shape.parts())].copy_(self._rows.to_device(values))
+        self._rows.copy_into(self._staged[: sum(shape.parts())], values)
 
     def _fill(
         self, shape: PassShape, chunks: list[PrefillChunk], seqs: list[Sequence]

@@ -98,7 +98,13 @@ class RowState:
 
         On a CPU one of this dtype and what is returned are one memory.
         """
+        host = self._host(values, dtype)
+        return host.to(self.device, non_blocking=True)
+
+    def copy_into(self, staged: Tensor, values: list[int] | NDArray[np.int64]) -> None:
+        """Copy integers to where a captured pass reads them, without waiting for the device."""
+        staged.copy_(self._host(values, staged.dtype), non_blocking=True)
+
+    def _host(self, values: list[int] | NDArray[np.int64] | Tensor, dtype: torch.dtype) -> Tensor:
         host = torch.as_tensor(values, dtype=dtype)
-        if self.device.type == "cuda":
-            return host.pin_memory().to(self.device, non_blocking=True)
-        return host
+        return host.pin_memory() if self.device.type == "cuda" else host

@@ -25,7 +25,7 @@ from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Future
 
     from tokenbus.engine.execution.pending_step import StepResult
@@ -101,8 +101,12 @@ class Runner:
                 self._sample(self._logits(hidden[:first], asked), pending, masks)
             if pending.drafted:
                 logits = self._logits(hidden[first:], asked)
-                self._sample_drafted(logits, pending, draft_masks or {})
-        self._read_back(pending)
+                drawn = self._draw_drafted(logits, pending, draft_masks or {})
+            self._read_back(pending)
+            if pending.drafted:
+                # Behind the copy to the host: the next step waits for that, not for this.
+                rows = self.rows.to_device(_rows_of(_owners(pending.drafted)))
+                self._enter(rows, [newest() for newest in drawn])
         return pending
 
     def collect(self, pending: PendingStep) -> StepResult:
@@ -207,7 +211,10 @@ class Runner:
             elif chunk.samples:
                 last.append(offset - 1)
         last.extend(range(first_row, first_row + len(seqs)))
-        return hidden[self.rows.to_device([*last, *drafted])]
+        wanted = [*last, *drafted]
+        if wanted == list(range(len(wanted))):
+            return hidden[: len(wanted)]
+        return hidden[self.rows.to_device(wanted)]
 
     def _pass(self, chunks: list[PrefillChunk], seqs: list[Sequence]) -> tuple[Tensor, int]:
         """Take chunks, and one token each of `seqs` behind them, through the model.
@@ -277,16 +284,18 @@ class Runner:
                 pending.draws.append(self._no_tokens(len(seqs[part])))
         self._enter(rows, [drawn.token_ids for drawn in pending.draws])
 
-    def _sample_drafted(self, logits: Tensor, pending: PendingStep, masks: DraftMasks) -> None:
+    def _draw_drafted(
+        self, logits: Tensor, pending: PendingStep, masks: DraftMasks
+    ) -> list[Callable[[], Tensor]]:
+        """Draw behind drafts; return what tells of parts of them the last token that counts."""
         chunks = pending.drafted
         drafted = [
             DraftedRow(chunk.seq.row or 0, chunk.end - chunk.seq.num_prompt, chunk.draft)
             for chunk in chunks
         ]
-        counts = [1 + len(item.draft) for item in drafted]
-        borders = [0, *accumulate(counts)]
+        borders = [0, *accumulate(1 + len(item.draft) for item in drafted)]
         row_list = [item.row for item in drafted]
-        newest: list[Tensor] = []
+        newest: list[Callable[[], Tensor]] = []
 
         def draw(part: slice) -> DrawnRows:
             return draw_drafted(
@@ -304,9 +313,11 @@ class Runner:
                 pending.drafted_draws.append(drawn.sampled)
                 newest.append(drawn.newest)
             else:
-                pending.drafted_draws.append(self._no_tokens(sum(counts[part])))
-                newest.append(self._no_tokens(len(owners[part])).token_ids)
-        self._enter(self.rows.to_device(row_list), newest)
+                num_places = borders[part.stop] - borders[part.start]
+                pending.drafted_draws.append(self._no_tokens(num_places))
+                # What raised is one sequence's alone.
+                newest.append(lambda: self._no_tokens(1).token_ids)
+        return newest
 
     def _no_tokens(self, num: int) -> SampledTokens:
         """Return what stands in the place of tokens that could not be drawn."""

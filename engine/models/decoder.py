@@ -60,7 +60,7 @@ class Decoder:
         if done is not None:
             return done
         branch: Tensor | None = None
-        for layer in tensors.layers:
+        for layer in ctx.each(tensors.layers):
             branch, residual = self._layer(layer, branch, residual, ctx)
         return residual if branch is None else residual.float() + branch
 

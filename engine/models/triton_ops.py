@@ -233,7 +233,7 @@ class TritonOps(TorchOps):
             return None if boxes is None else self._run_shared(boxes, tensors, hidden, ctx)
         eps = tensors.config.norm_eps
         residual, is_normed = widen(hidden), False
-        for layer in tensors.layers:
+        for layer in ctx.each(tensors.layers):
             fused = self._fused[layer.spec.layer_idx]
             x = None if is_normed else self._row_attention(hidden, fused.layer, eps, ctx)
             if x is None:
@@ -253,7 +253,7 @@ class TritonOps(TorchOps):
         eps = config.norm_eps
         norms = [layer.pre_attention_norm for layer in tensors.layers]
         x = hidden if norms[0] is None else self.rms_norm(hidden, norms[0], eps)
-        for layer, following in zip(tensors.layers, [*norms[1:], None], strict=True):
+        for layer, following in zip(ctx.each(tensors.layers), [*norms[1:], None], strict=True):
             x = self.qkv_attention(layer.qkv.product.multiply(x), layer, eps, ctx)
             part, among = layer.o.product.multiply(x), Exchange(boxes, ATTENTION)
             x, residual = self._summed(part, among, residual, layer.pre_mlp_norm, eps)
@@ -283,7 +283,7 @@ class TritonOps(TorchOps):
     ) -> Tensor:
         eps, act = tensors.config.norm_eps, GATES[tensors.config.activation]
         branch, residual = hidden, None
-        for layer in tensors.layers:
+        for layer in ctx.each(tensors.layers):
             item = layers[layer.spec.layer_idx]
             norm = item.layer.pre_attention_norm
             assert norm is not None

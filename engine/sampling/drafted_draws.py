@@ -35,57 +35,53 @@ class DraftedRow(NamedTuple):
     draft: Sequence[int]
 
 
-class DrawnRows(NamedTuple):
-    """What was drawn at all T places of D rows, and [D] int64 the last of each that counts."""
-
-    sampled: SampledTokens
-    newest: Tensor
-
-
 class _DrawPlaces:
-    """The T places of drafted rows, in the order in which they are drawn.
+    """The T places of D drafted rows, row after row; all of it comes in one copy.
 
-    turns: how many are drawn at once. order: [T], which place of the logits each is. owners,
-    positions, expected: [T], its row among the D, its position, and the drafted token there.
+    turns: how many are drawn at once if in turn, and order: [T], which. rows, positions: [T], what
+    each draws. expected: [T], the drafted token there.
     """
 
     def __init__(
-        self,
-        drafted: Sequence[DraftedRow],
-        to_device: Callable[[NDArray[np.int64]], Tensor],
-        *,
-        in_turn: bool,
+        self, drafted: Sequence[DraftedRow], to_device: Callable[[NDArray[np.int64]], Tensor]
     ) -> None:
         counts = np.array([1 + len(item.draft) for item in drafted])
         total, width = int(counts.sum()), int(counts.max())
         firsts = np.cumsum(counts) - counts
-        owners = np.repeat(np.arange(len(drafted)), counts)
-        steps = np.arange(total) - firsts[owners]
-        positions = steps + np.array([item.position for item in drafted])[owners]
-        expected = np.array([token for item in drafted for token in (*item.draft, _NO_TOKEN)])
-        order = np.argsort(steps, kind="stable") if in_turn else np.arange(total)
-        self.turns = np.bincount(steps).tolist() if in_turn else [total]
-        # The last place of a row stands for those that it does not have.
-        index = firsts[:, None] + np.minimum(np.arange(width), counts[:, None] - 1)
-        per_place = np.stack((order, owners[order], positions[order], expected[order]))
+        steps = np.arange(total) - np.repeat(firsts, counts)
+        self.turns: list[int] = np.bincount(steps).tolist()
         sent = to_device(
             np.concatenate(
-                ([item.row for item in drafted], expected, per_place.ravel(), index.ravel()),
+                (
+                    np.repeat([item.row for item in drafted], counts),
+                    steps + np.repeat([item.position for item in drafted], counts),
+                    [token for item in drafted for token in (*item.draft, _NO_TOKEN)],
+                    np.argsort(steps, kind="stable"),
+                    # The last place of a row stands for those that it does not have.
+                    (firsts[:, None] + np.minimum(np.arange(width), counts[:, None] - 1)).ravel(),
+                ),
                 dtype=np.int64,
             )
         )
-        rows, by_place, in_order, index_sent = torch.split(
-            sent, [len(drafted), total, 4 * total, index.size]
-        )
-        self.rows, self._by_place = rows, by_place
-        self.order, self.owners, self.positions, self.expected = in_order.view(4, total)
-        self._index = index_sent.view(index.shape)
+        self.rows, self.positions, self.expected, self.order = sent[: 4 * total].view(4, total)
+        self._index = sent[4 * total :].view(len(drafted), width)
 
     def newest(self, token_ids: Tensor) -> Tensor:
         """Return the last drawn token of each row that counts, [D], of all [T] in their places."""
-        right = (token_ids == self._by_place)[self._index]
+        right = (token_ids == self.expected)[self._index]
         num_right = right.cumprod(1).sum(1, keepdim=True)
         return token_ids[self._index.gather(1, num_right).squeeze(1)]
+
+
+class DrawnRows(NamedTuple):
+    """What was drawn at all T places of D rows."""
+
+    sampled: SampledTokens
+    places: _DrawPlaces
+
+    def newest(self) -> Tensor:
+        """Return the last token of each row that counts, [D] int64."""
+        return self.places.newest(self.sampled.inputs())
 
 
 def draw_drafted(
@@ -105,27 +101,39 @@ def draw_drafted(
         to_device: copies indices to where the logits are.
         bitmask: [T, W] int32 as in `SamplingState.sample`.
     """
-    in_turn = state.reads_history(plan)
-    places = _DrawPlaces(drafted, to_device, in_turn=in_turn)
+    places = _DrawPlaces(drafted, to_device)
     draws = SamplingPlan(plan.features & ~Feature.LOGPROBS)
-    rows = places.rows.clone()
-    token_ids = torch.empty_like(places.order)
-    begin = 0
-    for size in places.turns:
-        turn = slice(begin, begin + size)
-        at, of = places.order[turn], places.owners[turn]
-        drawn = state.sample(
-            logits[at] if in_turn else logits,
-            rows[of],
-            places.positions[turn],
-            plan=draws,
-            bitmask=bitmask[at] if in_turn and bitmask is not None else bitmask,
-        ).token_ids
-        token_ids[at] = drawn
-        rows[of] = torch.where(drawn == places.expected[turn], rows[of], state.padding_row)
-        begin += size
+    if state.reads_history(plan):
+        token_ids = _drawn_in_turn(state, logits, places, draws, bitmask)
+    else:
+        rows, positions = places.rows, places.positions
+        token_ids = state.sample(logits, rows, positions, plan=draws, bitmask=bitmask).token_ids
     sampled = SampledTokens(token_ids, None)
     if plan.has(Feature.LOGPROBS):
         scores = state.score(logits, sampled.inputs(), plan.num_top_logprobs)
         sampled = SampledTokens(token_ids, scores)
-    return DrawnRows(sampled, places.newest(sampled.inputs()))
+    return DrawnRows(sampled, places)
+
+
+def _drawn_in_turn(
+    state: SamplingState,
+    logits: Tensor,
+    places: _DrawPlaces,
+    plan: SamplingPlan,
+    bitmask: Tensor | None,
+) -> Tensor:
+    """Draw the first places of all rows, then the second ones, and so on; return [T] token ids."""
+    token_ids = torch.empty_like(places.order)
+    # One more: what follows the last place of all is nobody's.
+    counts = torch.ones(len(token_ids) + 1, dtype=torch.bool, device=token_ids.device)
+    for at in torch.split(places.order, places.turns):
+        drawn = state.sample(
+            logits[at],
+            torch.where(counts[at], places.rows[at], state.padding_row),
+            places.positions[at],
+            plan=plan,
+            bitmask=None if bitmask is None else bitmask[at],
+        ).token_ids
+        token_ids[at] = drawn
+        counts[at + 1] = counts[at] & (drawn == places.expected[at])
+    return token_ids

@@ -109,8 +109,7 @@ class Speculation(Protocol):
         """Return the drafts of the next step by key; sequences that are not in it get none.
 
         `seqs` are those that decode in it. Where the newest token is still on the device, a draft
-        (for the tokens known so far) only makes the sequence sit the step out, so that one for all
-        its tokens can be asked for in the step behind it.
+        for the tokens known so far only makes the engine wait for it and ask again.
         """
         ...
 

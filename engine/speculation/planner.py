@@ -5,7 +5,8 @@ are verified, the likeliest first, that raise the expected tokens a second the m
 were measured to cost; where a step is long because many sequences ride in it, that is none.
 
 What was guessed is compared with what came, also where no row was spent on it: so a source that was
-right lately is asked again after a time in which it was not.
+right lately is asked again after a time in which it was not. Where planning takes longer than it
+saves, as it may for many sequences of a small model, it is done again after a number of steps.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from operator import neg
+from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenbus.engine.speculation.acceptance import Acceptance, chances_of
@@ -32,6 +34,11 @@ if TYPE_CHECKING:
 # Tokens of a draft at most: with the one before them they fill a tile of rows.
 MAX_DRAFT = 15
 GRAMMAR = "grammar"
+# What a plan takes for each sequence, and how much of a step at most it may take for all of them.
+_PLAN_S, _LONGEST = 40e-6, 0.5
+# A plan that took more than this share of a step, and longer than what it chose is to save, is
+# followed by so many steps without one that it was this share of all of them, within a bound.
+_DEAR, _WASTED_SHARE, _MOST_WITHOUT = 0.2, 0.01, 2048
 
 
 class _Piece(NamedTuple):
@@ -78,19 +85,26 @@ class DraftPlanner:
         self.names = (*(drafter.name for drafter in self._drafters), GRAMMAR)
         self._acceptance = Acceptance(len(self.names))
         self._drafts: dict[int, _Draft] = {}
+        self._steps_without = 0
         self.drafted_total: Counter[str] = Counter()
         self.accepted_total: Counter[str] = Counter()
 
     def pays(self, num_seqs: int) -> bool:
         """Tell whether drafts may pay in a step of so many sequences; else nobody is asked."""
-        return self.costs.may_pay(num_seqs, MAX_DRAFT)
+        if self._steps_without:
+            self._steps_without -= 1
+            return False
+        is_long = num_seqs * _PLAN_S > _LONGEST * self.costs.of(num_seqs)
+        return not is_long and self.costs.may_pay(num_seqs, MAX_DRAFT)
 
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
+        self.pool.file()
+        began_at = perf_counter()
         drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
-        if not drafts:
-            return {}
-        self._choose(len(seqs), [draft for _, draft in drafts])
+        saved_s = self._choose(len(seqs), [draft for _, draft in drafts]) if drafts else 0.0
+        if seqs:
+            self._be_spared(perf_counter() - began_at, saved_s, self.costs.of(len(seqs)))
         return {
             key: draft.token_ids()[: draft.num_chosen] for key, draft in drafts if draft.num_chosen
         }
@@ -132,13 +146,18 @@ class DraftPlanner:
         drafted, accepted = self.drafted_total, self.accepted_total
         return tuple((name, DraftCount(drafted[name], accepted[name])) for name in self.names)
 
-    def _choose(self, num_seqs: int, drafts: list[_Draft]) -> None:
-        """Give the step's rows to the likeliest tokens of all drafts, as many as pay."""
-        if len(drafts) == 1:
-            drafts[0].num_chosen = self.costs.best(num_seqs, drafts[0].chances)
-            return
+    def _be_spared(self, planned_s: float, saved_s: float, step_s: float) -> None:
+        """Let steps go without a plan if this one took longer than it saves."""
+        if planned_s > max(saved_s, _DEAR * step_s):
+            self._steps_without = min(_MOST_WITHOUT, int(planned_s / (_WASTED_SHARE * step_s)))
+
+    def _choose(self, num_seqs: int, drafts: list[_Draft]) -> float:
+        """Give the step's rows to the likeliest tokens of all drafts, as many as pay.
+
+        Returns: the seconds that they are expected to save.
+        """
         chances = sorted((each for draft in drafts for each in draft.chances), reverse=True)
-        left = self.costs.best(num_seqs, chances)
+        num_chosen = left = self.costs.best(num_seqs, chances)
         least = chances[left - 1] if left else 2.0
         for draft in drafts:
             draft.num_chosen = bisect_left(draft.chances, -least, key=neg)
@@ -148,6 +167,9 @@ class DraftPlanner:
             equal = draft.chances.count(least)
             draft.num_chosen += min(left, equal)
             left -= min(left, equal)
+        step_s = self.costs.of(num_seqs)
+        expected = sum(chances[:num_chosen])
+        return (1.0 + expected / num_seqs) * step_s - self.costs.of(num_seqs + num_chosen)
 
     def _draft(self, seq: DraftView) -> _Draft | None:
         """Draft anew, if tokens have come since the last time, and learn from these."""

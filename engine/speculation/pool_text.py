@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 # Of the prompt, what stands before an answer: by it the beginning of another is found.
 LEAD_TOKENS = 8
+# Answers that wait to be filed, the newest, and how many of them are filed at a time: it takes some
+# 100 us each, which nobody has to spare while hundreds of sequences end a second.
+_MOST_WAITING, _FILED_AT_ONCE = 256, 8
 # Groups with texts, those that were added to last.
 _MAX_GROUPS = 64
 # Of a group that has just begun; it doubles up to its bound.
@@ -66,6 +69,8 @@ class PoolText:
         """Keep at most so many bytes of each group, rounded down to what a power of two fits."""
         self._most_tokens = 1 << max(MAX_MATCH, group_bytes // TOKEN_BYTES).bit_length() - 1
         self._groups: dict[str, _Answers] = {}
+        # The number of each, its group and its tokens.
+        self._waiting: deque[tuple[int, str, Sequence[int]]] = deque(maxlen=_MOST_WAITING)
         self._trails = Trails()
 
     def propose(self, seq: DraftView, context: Sequence[int], limit: int) -> Guess | None:
@@ -79,11 +84,16 @@ class PoolText:
         return None if answers is None else self._trails.guess(answers.finder, seq, limit)
 
     def drop(self, seq: DraftView) -> None:
-        """Keep the answer of a sequence that has ended, for its group."""
+        """Keep the answer of a sequence that has ended, for its group; `file` files it."""
         self._trails.drop(seq)
         if seq.group and len(seq.token_ids) > seq.num_prompt:
             lead = max(0, seq.num_prompt - LEAD_TOKENS)
-            self.add(seq.request_id, seq.group, seq.token_ids[lead:])
+            self._waiting.append((seq.request_id, seq.group, seq.token_ids[lead:]))
+
+    def file(self) -> None:
+        """File some of the answers that wait, the oldest first."""
+        for _ in range(min(_FILED_AT_ONCE, len(self._waiting))):
+            self.add(*self._waiting.popleft())
 
     def add(self, name: int, group: str, token_ids: Sequence[int]) -> None:
         """Add an answer, with the end of its prompt where that is known."""
@@ -98,6 +108,9 @@ class PoolText:
 
     def erase(self, names: Sequence[int]) -> None:
         """Forget answers by their numbers; those that are not there are passed over."""
+        if self._waiting:
+            left = [answer for answer in self._waiting if answer[0] not in names]
+            self._waiting = deque(left, _MOST_WAITING)
         for answers in self._groups.values():
             for name in names:
                 answers.erase(name)

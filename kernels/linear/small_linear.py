@@ -156,6 +156,9 @@ def small_linear(
     if x.element_size() > 2:
         # Layouts were swept in 16 bits, and some fill the shared memory.
         tuning = replace(tuning, stages=max(1, tuning.stages // 2))
+    if tuning.norm_apart and fusion.norm_weight is not None:
+        x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
+        fusion = replace(fusion, norm_weight=None)
     if out is None:
         out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
     tensors = (fusion.residual, fusion.norm_weight, out)
@@ -189,7 +192,7 @@ def small_linear(
             **options,
         )
     else:
-        early = tuning.early and options["PDL"]
+        early = min(tuning.early, width_in) if options["PDL"] else 0
         addresses, side, ranks = arguments_of(fusion.among, torch.float32)
         small_matmul_kernel[grid](
             x,
@@ -206,7 +209,7 @@ def small_linear(
             BLOCK_N=tuning.block_n,
             SLICES=tuning.slices,
             STAGES=tuning.stages,
-            EARLY_LINES=next_power_of_2(ceil_div(width_in, 64)) if early else 0,
+            EARLY_LINES=next_power_of_2(ceil_div(early, 64)) if early else 0,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
             **ranks,
             **options,

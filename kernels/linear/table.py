@@ -7,7 +7,7 @@ mostly the best of them, and 10 % slower than that at the worst but for a few na
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from tokenbus.kernels.launch import ceil_div
@@ -27,9 +27,10 @@ class LinearTuning:
     """How one shape is laid out on the chip.
 
     block_n: outputs per program. block_k: columns per step. stages: steps in flight.
-    slices: column slices per step, 1 or num_warps. early: whether weights are fetched into the
-    L2 cache while the previous kernel still runs, which pays as long as they fit in there.
-    width: outputs of the block_n that a program fills, 0: all. Two to 16 rows only.
+    slices: column slices per step, 1 or num_warps. early: columns of the weights that are fetched
+    into the L2 cache while the previous kernel still runs, which pays as long as they fit in there.
+    width: outputs of the block_n that a program fills, 0: all. norm_apart: whether a norm in front
+    has a launch of its own. Two to 16 rows only.
     One row only: groups of outputs that a program has in turn, ahead: pieces of block_n outputs and
     block_k columns in flight, by_warp: whether a warp has whole rows of the weight.
     """
@@ -39,8 +40,9 @@ class LinearTuning:
     num_warps: int
     stages: int = 3
     slices: int = 1
-    early: bool = False
+    early: int = 0
     width: int = 0
+    norm_apart: bool = False
     groups: int = 1
     ahead: int = 1
     by_warp: bool = False
@@ -51,6 +53,8 @@ class LinearTuning:
 _WIDE = 65536
 # Weights of fewer bytes are worth fetching early: the L2 cache holds 50 MB.
 _EARLY_BYTES = 40_000_000
+# Columns of larger ones that are.
+_HEAD = 1024
 # Multiprocessors of an H100 or H200.
 _PROCESSORS = 132
 
@@ -102,8 +106,12 @@ def _for_one_row_before_sum(width_in: int, width_out: int) -> LinearTuning:
     return LinearTuning(2, 1024, 2)
 
 
+def _early(width_in: int, num_outputs: int) -> int:
+    return width_in if 2 * width_in * num_outputs < _EARLY_BYTES else 0
+
+
 def _for_gate(width_in: int, width_out: int) -> LinearTuning:
-    early = 4 * width_in * width_out < _EARLY_BYTES
+    early = _early(width_in, 2 * width_out)
     if width_in <= 1024 and width_out <= 4096:
         return LinearTuning(32, 256, 4, stages=4, early=early)
     # Two programs live on a multiprocessor at a time: outputs are dealt out in whole rounds of
@@ -119,7 +127,7 @@ def _for_gate(width_in: int, width_out: int) -> LinearTuning:
 
 
 def _behind_norm(width_in: int, width_out: int) -> LinearTuning | None:
-    early = 2 * width_in * width_out < _EARLY_BYTES
+    early = _early(width_in, width_out)
     if width_in <= 1024:
         return LinearTuning(32, 512, 4, stages=4 if width_in == 1024 else 3, early=early)
     if width_in < 2048:
@@ -127,13 +135,15 @@ def _behind_norm(width_in: int, width_out: int) -> LinearTuning | None:
     width = ceil_div(width_out, _PROCESSORS)
     if width_in >= 5120 and 32 < width <= 64:
         return LinearTuning(64, 256, 4, stages=4, early=early, width=width)
-    # The norm scales every element of x again in every program: cuBLAS behind the norm's own
+    # The norm scales every element of x again in every program: a product behind the norm's own
     # kernel is faster from here on.
+    if width_in == 4096 and 32 < width < 64:
+        return replace(_before_sum(width_in, width_out), norm_apart=True)
     return None
 
 
 def _before_sum(width_in: int, width_out: int) -> LinearTuning:
-    early = 2 * width_in * width_out < _EARLY_BYTES
+    early = _early(width_in, width_out)
     if width_in < 1024:
         return LinearTuning(16, 256, 2, stages=4, early=early)
     if width_out <= 2048 <= width_in // 2:
@@ -143,8 +153,11 @@ def _before_sum(width_in: int, width_out: int) -> LinearTuning:
     if width_out >= 5120:
         # Of few inputs each multiprocessor gets a tile: 0.9 us less than whole ones for 80 of them.
         width = 8 * ceil_div(width_out, 8 * _PROCESSORS)
-        fits = width_in <= 2048 and width < 64
+        fits = width_in <= 4096 and width < 64
+        early = early or (_HEAD if fits else 0)
         return LinearTuning(64, 256, 4, stages=4, early=early, width=width if fits else 0)
-    if width_in == width_out == 4096:
-        return LinearTuning(16, 256, 2, stages=4, early=early)
+    width = ceil_div(width_out, _PROCESSORS)
+    if width_in >= 4096 and 24 < width <= 32:
+        # Many weights for each of the outputs, a tile for each multiprocessor.
+        return LinearTuning(32, 256, 4, stages=6, early=early or _HEAD, width=width)
     return LinearTuning(16, 512, 4, stages=4, slices=4, early=early)

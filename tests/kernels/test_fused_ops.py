@@ -181,7 +181,7 @@ def test_small_linear_equals_twin(
     )  # fmt: skip
     out = torch.full((rows, width_out), float("nan"), device=DEVICE, dtype=dtype)
     block_n = 16 if rows > 1 else 2
-    tuning = LinearTuning(block_n, 16 * slices, 4, slices=slices, early=True, width=width)
+    tuning = LinearTuning(block_n, 16 * slices, 4, slices=slices, early=width_in, width=width)
     small_linear(x, weight, fusion, out=out, tuning=tuning)
     assert_close(out, expected, dtype)
     if fusion.residual is not None:

@@ -102,7 +102,7 @@ def test_draws_behind_drafts_are_those_of_one_by_one(
         drawn = draw_drafted(state, at, drafted, plan, _sent, torch.cat(masks))
         places = torch.split(drawn.sampled.token_ids, counts)
         assert [p[: len(k)].tolist() for p, k in zip(places, kept, strict=True)] == kept
-        assert drawn.newest.tolist() == [tokens[-1] for tokens in kept]
+        assert drawn.newest().tolist() == [tokens[-1] for tokens in kept]
         _check_scores(drawn.sampled, at)
         _check_state(state, asked, kept, fused=fused)
 

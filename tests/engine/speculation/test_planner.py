@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from itertools import count
 from typing import TYPE_CHECKING
+
+import pytest
 
 from tokenbus.engine.speculation.drafter import DraftView
 from tokenbus.engine.speculation.planner import MAX_DRAFT, DraftPlanner
@@ -177,3 +180,30 @@ def test_ended_sequence_leaves_its_answer_to_its_group() -> None:
     made.drop(first.view)
     assert drafts_of(made, Text(2, PHRASE[:5]))[2] == PHRASE[5:]
     assert made._drafts.keys() == {2}
+
+
+@pytest.mark.parametrize(
+    ("planned_s", "ids", "num_without"),
+    [
+        pytest.param(0.001, [*range(50)], 0, id="quick"),
+        pytest.param(0.01, [*range(50)], 100, id="long-for-nothing"),
+        pytest.param(0.01, PHRASE + PHRASE[:5], 0, id="long-for-much"),
+        pytest.param(0.5, PHRASE + PHRASE[:5], 2048, id="too-long-for-that"),
+    ],
+)
+def test_plans_that_take_longer_than_they_save_are_made_rarely(
+    monkeypatch: pytest.MonkeyPatch, planned_s: float, ids: list[int], num_without: int
+) -> None:
+    """Beside steps of 10 ms what a wasted plan took is a hundredth of the time."""
+    clock = count(0.0, planned_s)
+    monkeypatch.setattr("tokenbus.engine.speculation.planner.perf_counter", lambda: next(clock))
+    made = planner()
+    drafts_of(made, Text(0, ids))
+    assert next(number for number in range(5000) if made.pays(1)) == num_without
+
+
+def test_nobody_is_asked_where_a_plan_would_take_half_a_step() -> None:
+    """What hundreds of sequences would have to say is not worth the time of a short step."""
+    made = planner()
+    assert made.pays(100)
+    assert not made.pays(200)

@@ -20,7 +20,9 @@ def view(
 
 
 def guessed(drafter: OwnText | PoolText, seq: DraftView, limit: int = 8) -> list[int]:
-    """Return what a drafter proposes behind a sequence."""
+    """Return what a drafter proposes behind a sequence, with all answers filed."""
+    while isinstance(drafter, PoolText) and drafter._waiting:
+        drafter.file()
     guess = drafter.propose(seq, seq.token_ids[-16:], limit)
     return [] if guess is None else guess.token_ids
 
@@ -81,14 +83,32 @@ def test_sequence_without_a_group_leaves_nothing() -> None:
 
 
 def test_all_choices_of_a_forgotten_request_are_gone() -> None:
-    """Both answers go, and those of other requests stay."""
+    """Both answers go, filed or not, and those of other requests stay."""
+    for is_filed in (False, True):
+        pool = PoolText(1 << 20)
+        pool.drop(view(1, [*PROMPT, 30, 31, 32]))
+        pool.drop(view(1, [*PROMPT, 40, 41, 42]))
+        pool.drop(view(2, [*PROMPT, 50, 51, 52]))
+        if is_filed:
+            pool.file()
+        pool.erase([1, 99])
+        for token_id, proposed in ((30, []), (40, []), (50, [51, 52])):
+            assert guessed(pool, view(3, [*PROMPT, token_id])) == proposed
+
+
+def test_answers_that_wait_to_be_filed_are_few_and_are_filed_a_few_at_a_time() -> None:
+    """Hundreds that end at once leave the newest of them, which no plan has to file alone."""
     pool = PoolText(1 << 20)
-    pool.drop(view(1, [*PROMPT, 30, 31, 32]))
-    pool.drop(view(1, [*PROMPT, 40, 41, 42]))
-    pool.drop(view(2, [*PROMPT, 50, 51, 52]))
-    pool.erase([1, 99])
-    for token_id, proposed in ((30, []), (40, []), (50, [51, 52])):
-        assert guessed(pool, view(3, [*PROMPT, token_id])) == proposed
+    for number in range(300):
+        pool.drop(view(number, [*PROMPT, 30, 31, 32]))
+    num_plans = 0
+    while pool._waiting:
+        before = len(pool._waiting)
+        pool.file()
+        num_plans += 1
+        assert before - len(pool._waiting) <= 8
+    assert 20 < num_plans < 40
+    assert list(pool._groups["shop"].places) == list(range(300 - 256, 300))
 
 
 def test_group_is_bounded_in_bytes_and_forgets_its_oldest_answers() -> None:

@@ -139,6 +139,25 @@ def test_run_that_goes_on_from_its_first_tokens_says_the_rest(
         assert speculation.num_right or cut == 29
 
 
+def test_what_a_draft_brought_is_handed_out_while_the_next_step_runs(
+    tiny: Any, prompts: list[tuple[int, ...]], run: Run
+) -> None:
+    """Where steps run ahead, a reader's work for the tokens of a draft keeps no device waiting."""
+    request = Request(0, prompts[3], DRAWN)
+    texts = texts_of([request], run(tiny.engine(), [request]))
+    engine = tiny.engine()
+    engine._one_step_ahead = True
+    speculate(engine, texts)
+    engine.add(request)
+    num_handed_out = 0
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            if len(delta.token_ids) > 1 and delta.finish_reason is None:
+                num_handed_out += 1
+                assert engine._inflight is not None
+    assert num_handed_out > 1
+
+
 @pytest.mark.parametrize("ahead", [False, True], ids=["in-step", "one-ahead"])
 def test_aborted_sequence_leaves_nothing_of_its_draft(
     tiny: Any, prompts: list[tuple[int, ...]], ahead: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.execution.draft_graphs import DraftGraphs
@@ -20,7 +21,9 @@ class PaddedRunner(Runner):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.prompts = PromptGraphs(self.model, self.kv, self.rows, 4096, lambda compute: compute)
-        self.drafts = DraftGraphs(self.model, self.kv, self.rows, lambda compute: compute)
+        self.drafts = DraftGraphs(
+            self.model, self.kv, self.rows, lambda compute: partial(compute, lambda: None)
+        )
         self.num_passes = 0
 
     def _pass(self, chunks: list[Any], seqs: list[Any]) -> tuple[Tensor, int]:
