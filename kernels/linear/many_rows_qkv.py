@@ -159,7 +159,7 @@ def _many_rows_qkv_kernel(
 
 def fits_heads(head_dim: int, rotary_dim: int) -> bool:
     """Say whether `many_rows_qkv` takes heads of a size."""
-    return head_dim == rotary_dim == TILE_OUTS.value
+    return bool(head_dim == rotary_dim == TILE_OUTS.value)
 
 
 def many_rows_qkv(
