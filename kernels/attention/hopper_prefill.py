@@ -153,7 +153,7 @@ def _seen(scores, start, position):
 
 
 @gluon.jit
-def _step(q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m, total, zero,
+def _step(q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m, total, sums, zero,
           start, position, rate, MASKED: gl.constexpr, STAGES: gl.constexpr,
           WHICH: gl.constexpr):  # fmt: skip
     """Weigh a tile of keys while the values of the tile before, `turn`, are multiplied.
@@ -168,15 +168,17 @@ def _step(q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2
     acc = warpgroup_mma(weights, vs.index(before * 2), acc, is_async=True)
     acc_2 = warpgroup_mma(weights, vs.index(before * 2 + 1), acc_2, is_async=True)
     scores = warpgroup_mma_wait(2, deps=[scores])
-    tl.debug_barrier()
-    mbarrier.arrive(k_free.index(slot), count=1)
     if MASKED:
         scores = _seen(scores, start, position)
     top = gl.maximum(m, gl.max(scores, axis=1) * rate)
     p = gl.exp2(scores * rate - top[:, None])
     shrunk = gl.exp2(m - top)
     total = total * shrunk + gl.sum(p, axis=1)
-    acc, acc_2, p = warpgroup_mma_wait(0, deps=[acc, acc_2, p])
+    # What is stored before the barrier has to be there: nothing of it moves behind the wait.
+    sums.store(total)
+    tl.debug_barrier()
+    mbarrier.arrive(k_free.index(slot), count=1)
+    acc, acc_2 = warpgroup_mma_wait(0, deps=[acc, acc_2])
     tl.debug_barrier()
     mbarrier.arrive(v_free.index(before), count=1)
     factor = gl.convert_layout(shrunk, gl.SliceLayout(1, acc.type.layout))[:, None]
@@ -185,7 +187,7 @@ def _step(q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2
 
 
 @gluon.jit
-def _attend(q_rows, context_lens, borders, out, q, ks, vs, k_ready, k_free, v_ready, v_free,
+def _attend(q_rows, context_lens, borders, out, q, ks, vs, sums, k_ready, k_free, v_ready, v_free,
             tiles, num_tokens, num_sequences, q_stride, rate, HQ: gl.constexpr, HKV: gl.constexpr,
             TOKENS: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
     """Attend half the rows of this program's items: WHICH half."""
@@ -235,12 +237,12 @@ def _attend(q_rows, context_lens, borders, out, q, ks, vs, k_ready, k_free, v_re
             for start in range(KEYS, whole, KEYS):
                 weights, acc, acc_2, m, total = _step(
                     q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m,
-                    total, zero, start, position, rate, False, STAGES, WHICH)
+                    total, sums.index(WHICH), zero, start, position, rate, False, STAGES, WHICH)
                 turn += 1
             for start in range(gl.maximum(whole, KEYS), keys, KEYS):
                 weights, acc, acc_2, m, total = _step(
                     q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m,
-                    total, zero, start, position, rate, True, STAGES, WHICH)
+                    total, sums.index(WHICH), zero, start, position, rate, True, STAGES, WHICH)
                 turn += 1
             slot = turn % STAGES
             mbarrier.wait(v_ready.index(slot), turn // STAGES & 1)
@@ -287,6 +289,8 @@ def hopper_prefill_kernel(
     q = gl.allocate_shared_memory(k_tiles.dtype, [4, WAVE, HALF], k_tiles.layout)
     ks = gl.allocate_shared_memory(k_tiles.dtype, [2 * STAGES, KEYS, HALF], k_tiles.layout)
     vs = gl.allocate_shared_memory(k_tiles.dtype, [2 * STAGES, KEYS, HALF], k_tiles.layout)
+    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    sums = gl.allocate_shared_memory(gl.float32, [2, WAVE], flat)
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -298,10 +302,10 @@ def hopper_prefill_kernel(
         mbarrier.init(v_free.index(slot), count=2)
     gl.warp_specialize(
         [
-            (_attend, (q_rows, context_lens, borders, out, q, ks, vs, k_ready, k_free, v_ready,
+            (_attend, (q_rows, context_lens, borders, out, q, ks, vs, sums, k_ready, k_free, v_ready,
                        v_free, tiles, num_tokens, num_sequences, q_stride, rate, HQ, HKV,
                        TOKENS, STAGES, 0)),
-            (_attend, (q_rows, context_lens, borders, out, q, ks, vs, k_ready, k_free, v_ready,
+            (_attend, (q_rows, context_lens, borders, out, q, ks, vs, sums, k_ready, k_free, v_ready,
                        v_free, tiles, num_tokens, num_sequences, q_stride, rate, HQ, HKV,
                        TOKENS, STAGES, 1)),
             (_fetch, (k_tiles, v_tiles, block_table, context_lens, borders, ks, vs, k_ready, k_free,
