@@ -23,6 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from tokenbus.kernels.attention.prefill_tile import LOG2E
 from tokenbus.kernels.launch import num_processors
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ DIMS = gl.constexpr(128)
 HALF = gl.constexpr(64)
 # Keys that lie side by side in a page.
 PAGED = gl.constexpr(64)
+# Tiles of keys, and of values, in flight.
+_STAGES = 2
+_KEPT = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
 @gluon.jit
@@ -68,9 +72,9 @@ def _extent(borders, tiles, num_sequences, TOKENS: gl.constexpr, WARPS: gl.const
 
 
 @gluon.jit
-def _item(item, end, padding, tiles, context_lens, borders, num_sequences, num_tokens, HKV: gl.constexpr,
+def _item(item, end, padding, tiles, lens, borders, num_sequences, num_tokens, HKV: gl.constexpr,
           TOKENS: gl.constexpr, WARPS: gl.constexpr):  # fmt: skip
-    """Return what an item of work is: head, sequence, first token, last, first position, keys."""
+    """Return an item of work: sequence, its tokens, the position of the first, keys, context."""
     # Padding first, then the longest rows.
     tile = padding + item // HKV
     if tile >= tiles:
@@ -78,71 +82,120 @@ def _item(item, end, padding, tiles, context_lens, borders, num_sequences, num_t
     n = _find(borders, tile, num_sequences, TOKENS, WARPS)
     first = gl.load(borders + n)
     last = num_tokens
-    if n < num_sequences:
-        last = gl.load(borders + n + 1)
-    token = first + (tile - first // TOKENS - n) * TOKENS
     context = 0
     if n < num_sequences:
-        context = gl.load(context_lens + n)
+        last = gl.load(borders + n + 1)
+        context = gl.load(lens + n)
+    token = first + (tile - first // TOKENS - n) * TOKENS
     earliest = context - last + token
     keys = gl.minimum(earliest + TOKENS, context)
     if (n == num_sequences) | (token >= last):
         keys = 0
-    return item % HKV, n, token, last, earliest, context, keys
+    return n, token, last, earliest, keys, context
 
 
 @gluon.jit
-def _fetch(k_tiles, v_tiles, block_table, context_lens, borders, ks, vs, k_ready, k_free, v_ready,
-           v_free, tiles, num_tokens, num_sequences, table_stride, HKV: gl.constexpr,
-           S: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+def _fetch_tile(tiles, ready, places, slot, row, row_2):
+    """Fetch the two pages of a tile, and of each the two halves of its dims."""
+    mbarrier.expect(ready, KEYS * DIMS * 2)
+    for half in gl.static_range(2):
+        place = places.index(2 * slot + half)
+        _load_tile(tiles, [row, half * HALF], ready, place.slice(0, PAGED))
+        _load_tile(tiles, [row_2, half * HALF], ready, place.slice(PAGED, PAGED))
+
+
+@gluon.jit
+def _fetch(k_tiles, v_tiles, block_table, lens, borders, ks, vs, k_ready, k_free, v_ready, v_free,
+           tiles, num_tokens, num_sequences, table_stride, HKV: gl.constexpr, S: gl.constexpr,
+           TOKENS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
     """Fetch keys and values of this program's items, tile by tile, as room for them is free."""
     turn = 0
     end, padding = _extent(borders, tiles, num_sequences, TOKENS, 1)
-    items = (end + tiles - padding) * HKV
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        head, n, token, last, earliest, context, keys = _item(
-            item, end, padding, tiles, context_lens, borders, num_sequences, num_tokens, HKV, TOKENS, 1)
+    for item in range(gl.program_id(0), (end + tiles - padding) * HKV, gl.num_programs(0)):
+        n, _token, _last, _earliest, keys, context = _item(
+            item, end, padding, tiles, lens, borders, num_sequences, num_tokens, HKV, TOKENS, 1
+        )
         table = block_table + n.to(gl.int64) * table_stride
+        head = item % HKV
         for start in range(0, keys, KEYS):
             slot = turn % STAGES
             phase = (turn // STAGES & 1) ^ 1
-            # Behind the last page the last one stands in: nobody sees what is there.
+            # Behind the last page it stands in for the next: nobody sees what is there.
             second = gl.minimum(start + PAGED, (context - 1) // PAGED * PAGED)
-            page = gl.load(table + start // S)
-            page_2 = gl.load(table + second // S)
-            row = (page * HKV + head) * S + start % S
-            row_2 = (page_2 * HKV + head) * S + second % S
+            row = (gl.load(table + start // S) * HKV + head) * S + start % S
+            row_2 = (gl.load(table + second // S) * HKV + head) * S + second % S
             mbarrier.wait(k_free.index(slot), phase)
-            mbarrier.expect(k_ready.index(slot), KEYS * DIMS * 2)
-            for half in gl.static_range(2):
-                place = ks.index(slot * 2 + half)
-                _load_tile(k_tiles, [row, half * HALF], k_ready.index(slot), place.slice(0, PAGED))
-                _load_tile(k_tiles, [row_2, half * HALF], k_ready.index(slot), place.slice(PAGED, PAGED))
+            _fetch_tile(k_tiles, k_ready.index(slot), ks, slot, row, row_2)
             mbarrier.wait(v_free.index(slot), phase)
-            mbarrier.expect(v_ready.index(slot), KEYS * DIMS * 2)
-            for half in gl.static_range(2):
-                place = vs.index(slot * 2 + half)
-                _load_tile(v_tiles, [row, half * HALF], v_ready.index(slot), place.slice(0, PAGED))
-                _load_tile(v_tiles, [row_2, half * HALF], v_ready.index(slot), place.slice(PAGED, PAGED))
+            _fetch_tile(v_tiles, v_ready.index(slot), vs, slot, row, row_2)
             turn += 1
 
 
 @gluon.jit
-def _clear(v, start, context):
-    """Put zeros where a tile of values has none."""
-    flat: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    keys = start + gl.arange(0, KEYS, layout=gl.SliceLayout(1, flat))
-    value = v.load(flat)
-    v.store(gl.where((keys < context)[:, None], value, 0.0).to(v.dtype))
+def _rows(token, last, head, WHICH: gl.constexpr, GROUP: gl.constexpr, TOKENS: gl.constexpr,
+          layout: gl.constexpr):  # fmt: skip
+    """Return tokens, columns and use of the rows of a group: tokens times the heads of one."""
+    offs = WHICH * WAVE + gl.arange(0, WAVE, layout=layout)
+    tokens = token + offs // GROUP
+    columns = (head * GROUP + offs % GROUP) * DIMS
+    return tokens.to(gl.int64), columns, (offs < TOKENS * GROUP) & (tokens < last)
 
 
 @gluon.jit
-def _scores(q, ks, slot, zero, WHICH: gl.constexpr):
+def _take(q_rows, qs, token, last, head, q_stride, WHICH: gl.constexpr, GROUP: gl.constexpr,
+          TOKENS: gl.constexpr):  # fmt: skip
+    """Bring 64 rows of queries to where they are multiplied from."""
+    flat: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    tokens, columns, live = _rows(token, last, head, WHICH, GROUP, TOKENS,
+                                  gl.SliceLayout(1, flat))  # fmt: skip
+    dims = gl.arange(0, HALF, layout=gl.SliceLayout(0, flat))
+    place = q_rows + (tokens * q_stride + columns)[:, None] + dims[None, :]
+    tl.debug_barrier()
+    qs.index(2 * WHICH).store(gl.load(place, mask=live[:, None], other=0.0))
+    qs.index(2 * WHICH + 1).store(gl.load(place + HALF, mask=live[:, None], other=0.0))
+    fence_async_shared()
+    tl.debug_barrier()
+
+
+@gluon.jit
+def _write(out, acc, acc_2, token, last, head, WHICH: gl.constexpr, HQ: gl.constexpr,
+           GROUP: gl.constexpr, TOKENS: gl.constexpr):  # fmt: skip
+    """Write the two halves of 64 rows."""
+    layout: gl.constexpr = acc.type.layout
+    tokens, columns, live = _rows(token, last, head, WHICH, GROUP, TOKENS,
+                                  gl.SliceLayout(1, layout))  # fmt: skip
+    dims = gl.arange(0, HALF, layout=gl.SliceLayout(0, layout))
+    place = out + (tokens * (HQ * DIMS) + columns)[:, None] + dims[None, :]
+    gl.store(place, acc.to(out.dtype.element_ty), mask=live[:, None])
+    gl.store(place + HALF, acc_2.to(out.dtype.element_ty), mask=live[:, None])
+
+
+@gluon.jit
+def _clear(vs, slot, start, context):
+    """Put zeros where a tile of values has none."""
+    flat: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    is_there = start + gl.arange(0, KEYS, layout=gl.SliceLayout(1, flat)) < context
+    for half in gl.static_range(2):
+        place = vs.index(2 * slot + half)
+        place.store(gl.where(is_there[:, None], place.load(flat), 0.0).to(vs.dtype))
+    fence_async_shared()
+    tl.debug_barrier()
+
+
+@gluon.jit
+def _scores(qs, ks, slot, zero, WHICH: gl.constexpr):
     """Begin to multiply 64 rows by a tile of keys."""
-    scores = warpgroup_mma(q.index(WHICH * 2), ks.index(slot * 2).permute((1, 0)), zero,
-                           use_acc=False, is_async=True)  # fmt: skip
-    return warpgroup_mma(q.index(WHICH * 2 + 1), ks.index(slot * 2 + 1).permute((1, 0)), scores,
-                         is_async=True)  # fmt: skip
+    first, second = ks.index(2 * slot), ks.index(2 * slot + 1)
+    scores = warpgroup_mma(qs.index(2 * WHICH), first.permute((1, 0)), zero, use_acc=False,
+                           is_async=True)  # fmt: skip
+    return warpgroup_mma(qs.index(2 * WHICH + 1), second.permute((1, 0)), scores, is_async=True)
+
+
+@gluon.jit
+def _values(weights, vs, slot, acc, acc_2):
+    """Begin to multiply 64 rows of weights by a tile of values."""
+    acc = warpgroup_mma(weights, vs.index(2 * slot), acc, is_async=True)
+    return acc, warpgroup_mma(weights, vs.index(2 * slot + 1), acc_2, is_async=True)
 
 
 @gluon.jit
@@ -153,8 +206,8 @@ def _seen(scores, start, position):
 
 
 @gluon.jit
-def _step(q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m, total, sums, zero,
-          start, position, rate, MASKED: gl.constexpr, STAGES: gl.constexpr,
+def _step(qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m, total,
+          zero, start, position, rate, MASKED: gl.constexpr, STAGES: gl.constexpr,
           WHICH: gl.constexpr):  # fmt: skip
     """Weigh a tile of keys while the values of the tile before, `turn`, are multiplied.
 
@@ -163,10 +216,9 @@ def _step(q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2
     before = turn % STAGES
     slot = (turn + 1) % STAGES
     mbarrier.wait(k_ready.index(slot), (turn + 1) // STAGES & 1)
-    scores = _scores(q, ks, slot, zero, WHICH)
+    scores = _scores(qs, ks, slot, zero, WHICH)
     mbarrier.wait(v_ready.index(before), turn // STAGES & 1)
-    acc = warpgroup_mma(weights, vs.index(before * 2), acc, is_async=True)
-    acc_2 = warpgroup_mma(weights, vs.index(before * 2 + 1), acc_2, is_async=True)
+    acc, acc_2 = _values(weights, vs, before, acc, acc_2)
     scores = warpgroup_mma_wait(2, deps=[scores])
     if MASKED:
         scores = _seen(scores, start, position)
@@ -187,110 +239,92 @@ def _step(q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2
 
 
 @gluon.jit
-def _attend(q_rows, context_lens, borders, out, q, ks, vs, sums, k_ready, k_free, v_ready, v_free,
-            tiles, num_tokens, num_sequences, q_stride, rate, HQ: gl.constexpr, HKV: gl.constexpr,
-            TOKENS: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
-    """Attend half the rows of this program's items: WHICH half."""
+def _attend_tiles(qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, turn, earliest, keys,
+                  context, rate, GROUP: gl.constexpr, STAGES: gl.constexpr,
+                  WHICH: gl.constexpr):  # fmt: skip
+    """Attend 64 rows over the tiles of their keys, of which there is one at least."""
     score: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     value: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    left: gl.constexpr = gl.DotOperandLayout(0, value, 2)
-    flat: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    by_row: gl.constexpr = gl.SliceLayout(1, score)
-    by_value: gl.constexpr = gl.SliceLayout(1, value)
-    GROUP: gl.constexpr = HQ // HKV
+    offs = WHICH * WAVE + gl.arange(0, WAVE, layout=gl.SliceLayout(1, score))
+    position = earliest + offs // GROUP
     zero = gl.zeros([WAVE, KEYS], gl.float32, layout=score)
+    acc = gl.zeros([WAVE, HALF], gl.float32, layout=value)
+    acc_2 = gl.zeros([WAVE, HALF], gl.float32, layout=value)
+    slot = turn % STAGES
+    mbarrier.wait(k_ready.index(slot), turn // STAGES & 1)
+    scores = warpgroup_mma_wait(0, deps=[_scores(qs, ks, slot, zero, WHICH)])
+    tl.debug_barrier()
+    mbarrier.arrive(k_free.index(slot), count=1)
+    scores = _seen(scores, 0, position)
+    m = gl.max(scores, axis=1) * rate
+    p = gl.exp2(scores * rate - m[:, None])
+    total = gl.sum(p, axis=1)
+    weights = gl.convert_layout(p.to(ks.dtype), gl.DotOperandLayout(0, value, 2))
+    # Tiles that all rows of this group see whole, then the others.
+    whole = gl.minimum((earliest + WHICH * WAVE // GROUP + 1) // KEYS * KEYS, keys)
+    for start in range(KEYS, whole, KEYS):
+        weights, acc, acc_2, m, total = _step(
+            qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m, total,
+            zero, start, position, rate, False, STAGES, WHICH,
+        )  # fmt: skip
+        turn += 1
+    for start in range(gl.maximum(whole, KEYS), keys, KEYS):
+        weights, acc, acc_2, m, total = _step(
+            qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m, total,
+            zero, start, position, rate, True, STAGES, WHICH,
+        )  # fmt: skip
+        turn += 1
+    slot = turn % STAGES
+    mbarrier.wait(v_ready.index(slot), turn // STAGES & 1)
+    start = (keys - 1) // KEYS * KEYS
+    if start + KEYS > context:
+        _clear(vs, slot, start, context)
+    acc, acc_2 = _values(weights, vs, slot, acc, acc_2)
+    acc, acc_2 = warpgroup_mma_wait(0, deps=[acc, acc_2])
+    tl.debug_barrier()
+    mbarrier.arrive(v_free.index(slot), count=1)
+    inverse = (1.0 / gl.convert_layout(total, gl.SliceLayout(1, value)))[:, None]
+    return acc * inverse, acc_2 * inverse, turn + 1
+
+
+@gluon.jit
+def _attend(q_rows, lens, borders, out, qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, tiles,
+            num_tokens, num_sequences, q_stride, rate, HQ: gl.constexpr, HKV: gl.constexpr,
+            TOKENS: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
+    """Attend half the rows of this program's items: WHICH half."""
+    GROUP: gl.constexpr = HQ // HKV
+    value: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     turn = 0
     end, padding = _extent(borders, tiles, num_sequences, TOKENS, 4)
-    items = (end + tiles - padding) * HKV
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        head, n, token, last, earliest, context, keys = _item(
-            item, end, padding, tiles, context_lens, borders, num_sequences, num_tokens, HKV, TOKENS, 4)
+    for item in range(gl.program_id(0), (end + tiles - padding) * HKV, gl.num_programs(0)):
+        _n, token, last, earliest, keys, context = _item(
+            item, end, padding, tiles, lens, borders, num_sequences, num_tokens, HKV, TOKENS, 4
+        )
+        head = item % HKV
+        acc = gl.zeros([WAVE, HALF], gl.float32, layout=value)
+        acc_2 = gl.zeros([WAVE, HALF], gl.float32, layout=value)
         if keys > 0:
-            # The rows of this group: tokens times the heads of one of keys.
-            offs = WHICH * WAVE + gl.arange(0, WAVE, layout=gl.SliceLayout(1, flat))
-            dims = gl.arange(0, HALF, layout=gl.SliceLayout(0, flat))
-            tokens = token + offs // GROUP
-            live = (offs < TOKENS * GROUP) & (tokens < last)
-            at = tokens.to(gl.int64) * q_stride + (head * GROUP + offs % GROUP) * DIMS
-            tl.debug_barrier()
-            for half in gl.static_range(2):
-                part = gl.load(q_rows + at[:, None] + (half * HALF + dims)[None, :],
-                               mask=live[:, None], other=0.0)
-                q.index(WHICH * 2 + half).store(part)
-            fence_async_shared()
-            tl.debug_barrier()
-            position = earliest + (WHICH * WAVE + gl.arange(0, WAVE, layout=by_row)) // GROUP
-            acc = gl.zeros([WAVE, HALF], gl.float32, layout=value)
-            acc_2 = gl.zeros([WAVE, HALF], gl.float32, layout=value)
-            slot = turn % STAGES
-            mbarrier.wait(k_ready.index(slot), turn // STAGES & 1)
-            scores = _scores(q, ks, slot, zero, WHICH)
-            scores = warpgroup_mma_wait(0, deps=[scores])
-            tl.debug_barrier()
-            mbarrier.arrive(k_free.index(slot), count=1)
-            scores = _seen(scores, 0, position)
-            m = gl.max(scores, axis=1) * rate
-            p = gl.exp2(scores * rate - m[:, None])
-            total = gl.sum(p, axis=1)
-            weights = gl.convert_layout(p.to(ks.dtype), left)
-            whole = gl.minimum((earliest + WHICH * WAVE // GROUP + 1) // KEYS * KEYS, keys)
-            for start in range(KEYS, whole, KEYS):
-                weights, acc, acc_2, m, total = _step(
-                    q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m,
-                    total, sums.index(WHICH), zero, start, position, rate, False, STAGES, WHICH)
-                turn += 1
-            for start in range(gl.maximum(whole, KEYS), keys, KEYS):
-                weights, acc, acc_2, m, total = _step(
-                    q, ks, vs, k_ready, k_free, v_ready, v_free, turn, weights, acc, acc_2, m,
-                    total, sums.index(WHICH), zero, start, position, rate, True, STAGES, WHICH)
-                turn += 1
-            slot = turn % STAGES
-            mbarrier.wait(v_ready.index(slot), turn // STAGES & 1)
-            final = (keys - 1) // KEYS * KEYS
-            if final + KEYS > context:
-                _clear(vs.index(slot * 2), final, context)
-                _clear(vs.index(slot * 2 + 1), final, context)
-                fence_async_shared()
-                tl.debug_barrier()
-            acc = warpgroup_mma(weights, vs.index(slot * 2), acc, is_async=True)
-            acc_2 = warpgroup_mma(weights, vs.index(slot * 2 + 1), acc_2, is_async=True)
-            acc, acc_2 = warpgroup_mma_wait(0, deps=[acc, acc_2])
-            tl.debug_barrier()
-            mbarrier.arrive(v_free.index(slot), count=1)
-            turn += 1
-            inverse = (1.0 / gl.convert_layout(total, by_value))[:, None]
-            rows = WHICH * WAVE + gl.arange(0, WAVE, layout=by_value)
-            columns = gl.arange(0, HALF, layout=gl.SliceLayout(0, value))
-            token_of = token + rows // GROUP
-            live_rows = ((rows < TOKENS * GROUP) & (token_of < last))[:, None]
-            place = token_of.to(gl.int64) * (HQ * DIMS) + (head * GROUP + rows % GROUP) * DIMS
-            place_2 = out + place[:, None] + columns[None, :]
-            gl.store(place_2, (acc * inverse).to(ks.dtype), mask=live_rows)
-            gl.store(place_2 + HALF, (acc_2 * inverse).to(ks.dtype), mask=live_rows)
-        elif n == num_sequences:
-            rows = WHICH * WAVE + gl.arange(0, WAVE, layout=by_value)
-            columns = gl.arange(0, HALF, layout=gl.SliceLayout(0, value))
-            token_of = token + rows // GROUP
-            live_rows = ((rows < TOKENS * GROUP) & (token_of < last))[:, None]
-            place = token_of.to(gl.int64) * (HQ * DIMS) + (head * GROUP + rows % GROUP) * DIMS
-            nothing = gl.zeros([WAVE, HALF], ks.dtype, layout=value)
-            place_2 = out + place[:, None] + columns[None, :]
-            gl.store(place_2, nothing, mask=live_rows)
-            gl.store(place_2 + HALF, nothing, mask=live_rows)
+            _take(q_rows, qs, token, last, head, q_stride, WHICH, GROUP, TOKENS)
+            acc, acc_2, turn = _attend_tiles(
+                qs, ks, vs, sums.index(WHICH), k_ready, k_free, v_ready, v_free, turn, earliest,
+                keys, context, rate, GROUP, STAGES, WHICH,
+            )  # fmt: skip
+        _write(out, acc, acc_2, token, last, head, WHICH, HQ, GROUP, TOKENS)
 
 
 @gluon.jit(do_not_specialize=["tiles", "num_tokens", "num_sequences", "table_stride"])
 def hopper_prefill_kernel(
-    q_rows, k_tiles, v_tiles, block_table, context_lens, borders, out, tiles, num_tokens,
-    num_sequences, q_stride, table_stride, rate, HQ: gl.constexpr, HKV: gl.constexpr,
-    S: gl.constexpr, TOKENS: gl.constexpr, STAGES: gl.constexpr,
+    q_rows, k_tiles, v_tiles, block_table, lens, borders, out, tiles, num_tokens, num_sequences,
+    q_stride, table_stride, rate, HQ: gl.constexpr, HKV: gl.constexpr, S: gl.constexpr,
+    TOKENS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Attend items of 128 rows, tokens times the heads of one of keys, longest first."""
-    q = gl.allocate_shared_memory(k_tiles.dtype, [4, WAVE, HALF], k_tiles.layout)
-    ks = gl.allocate_shared_memory(k_tiles.dtype, [2 * STAGES, KEYS, HALF], k_tiles.layout)
-    vs = gl.allocate_shared_memory(k_tiles.dtype, [2 * STAGES, KEYS, HALF], k_tiles.layout)
-    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    sums = gl.allocate_shared_memory(gl.float32, [2, WAVE], flat)
+    kept: gl.constexpr = k_tiles.dtype
+    layout: gl.constexpr = k_tiles.layout
+    qs = gl.allocate_shared_memory(kept, [4, WAVE, HALF], layout)
+    ks = gl.allocate_shared_memory(kept, [2 * STAGES, KEYS, HALF], layout)
+    vs = gl.allocate_shared_memory(kept, [2 * STAGES, KEYS, HALF], layout)
+    sums = gl.allocate_shared_memory(gl.float32, [2, WAVE], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -302,26 +336,35 @@ def hopper_prefill_kernel(
         mbarrier.init(v_free.index(slot), count=2)
     gl.warp_specialize(
         [
-            (_attend, (q_rows, context_lens, borders, out, q, ks, vs, sums, k_ready, k_free, v_ready,
-                       v_free, tiles, num_tokens, num_sequences, q_stride, rate, HQ, HKV,
-                       TOKENS, STAGES, 0)),
-            (_attend, (q_rows, context_lens, borders, out, q, ks, vs, sums, k_ready, k_free, v_ready,
-                       v_free, tiles, num_tokens, num_sequences, q_stride, rate, HQ, HKV,
-                       TOKENS, STAGES, 1)),
-            (_fetch, (k_tiles, v_tiles, block_table, context_lens, borders, ks, vs, k_ready, k_free,
+            (_attend, (q_rows, lens, borders, out, qs, ks, vs, sums, k_ready, k_free, v_ready,
+                       v_free, tiles, num_tokens, num_sequences, q_stride, rate, HQ, HKV, TOKENS,
+                       STAGES, 0)),
+            (_attend, (q_rows, lens, borders, out, qs, ks, vs, sums, k_ready, k_free, v_ready,
+                       v_free, tiles, num_tokens, num_sequences, q_stride, rate, HQ, HKV, TOKENS,
+                       STAGES, 1)),
+            (_fetch, (k_tiles, v_tiles, block_table, lens, borders, ks, vs, k_ready, k_free,
                       v_ready, v_free, tiles, num_tokens, num_sequences, table_stride, HKV, S,
                       TOKENS, STAGES)),
         ],
         [4, 1],
+        # Registers of those who attend and of the one who fetches, of 65,536 for all.
         [232, 40],
     )  # fmt: skip
 
 
 def _described(pages: Tensor) -> TensorDescriptor:
-    kept = gl.bfloat16 if pages.dtype == torch.bfloat16 else gl.float16
     shape = [PAGED.value, HALF.value]
-    layout = gl.NVMMASharedLayout.get_default_for(shape, kept)
+    layout = gl.NVMMASharedLayout.get_default_for(shape, _KEPT[pages.dtype])
     return TensorDescriptor.from_tensor(pages.view(-1, DIMS.value), shape, layout)
+
+
+def takes_hopper(q: Tensor, k_pages: Tensor) -> bool:
+    """Say whether a device has what the kernel is made of, and heads and pages their sizes."""
+    if q.device.type != "cuda" or q.dtype not in _KEPT or k_pages.dtype != q.dtype:
+        return False
+    if torch.cuda.get_device_capability(q.device)[0] != 9:
+        return False
+    return bool(q.shape[2] == DIMS.value and k_pages.shape[2] % PAGED.value == 0)
 
 
 def hopper_prefill(
@@ -333,9 +376,6 @@ def hopper_prefill(
     cu_seqlens_q: Tensor,
     scale: float,
     out: Tensor,
-    *,
-    stays: bool = True,
-    stages: int = 2,
 ) -> None:
     """Write what `paged_prefill` returns to `out`; the arguments are checked there."""
     num_tokens, num_heads, _ = q.shape
@@ -343,7 +383,7 @@ def hopper_prefill(
     tokens = 2 * WAVE.value // (num_heads // num_kv_heads)
     tiles = num_tokens // tokens + num_sequences + 1
     items = tiles * num_kv_heads
-    hopper_prefill_kernel[(min(num_processors(q.device), items) if stays else items,)](
+    hopper_prefill_kernel[(min(num_processors(q.device), items),)](
         q,
         _described(k_pages),
         _described(v_pages),
@@ -356,11 +396,11 @@ def hopper_prefill(
         num_sequences,
         q.stride(0),
         block_table.stride(0),
-        scale * 1.4426950408889634,
+        scale * LOG2E,
         HQ=num_heads,
         HKV=num_kv_heads,
         S=k_pages.shape[2],
         TOKENS=tokens,
-        STAGES=stages,
+        STAGES=_STAGES,
         num_warps=4,
     )
