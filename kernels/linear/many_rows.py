@@ -42,9 +42,10 @@ TILE_OUTS = gl.constexpr(128)
 STEP_COLUMNS = gl.constexpr(64)
 # Steps in flight, and tiles of rows that are worked on together.
 STAGES, GROUP = 4, 8
-# Rows from which on tiles this large pay, and the share of a device that has to be busy in all turns
-# of its tiles. On an H200, in us: gates of 0.6B 37 for 48 at 2,048 rows and 26 for 25 at 1,024, of
-# 8B 305 for 329 at 1,024 and 178 for 167 at 512; its `qkv` 152 for 158 at 2,048, 97 for 78 at 1,024.
+# Rows from which on tiles this large pay, and the share of a device that has to be busy over all
+# turns of its tiles. On an H200 gates of the 0.6B shape take 37 us for the 48 of cuBLAS and the
+# activation at 2,048 rows, in 3 turns, and 26 for 25 at 1,024, in one and a half; those of 8B 305 for
+# 329 at 1,024 and 178 for 167 at 512.
 _LEAST_ROWS, _BUSY = 1024, 0.9
 _KEPT = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
@@ -80,17 +81,6 @@ def fetch(x, weight, values, firsts, seconds, ready, free, tiles, M, WIDTH, betw
 
 
 @gluon.jit
-def _store(acc, buffer, out, row, col):
-    """Write 64 rows of sums from where the copy engine takes them."""
-    tma.store_wait(0)
-    tl.debug_barrier()
-    buffer.store(acc.to(buffer.dtype))
-    fence_async_shared()
-    tl.debug_barrier()
-    store_tile(out, [row, col], buffer)
-
-
-@gluon.jit
 def products(values, firsts, seconds, ready, free, turn, K: gl.constexpr, STAGES: gl.constexpr,
               WHICH: gl.constexpr):  # fmt: skip
     """Multiply half the rows of a tile by both of its weights, from step `turn` of all on."""
@@ -111,28 +101,27 @@ def products(values, firsts, seconds, ready, free, turn, K: gl.constexpr, STAGES
             mbarrier.arrive(free.index((turn + step + STAGES - 1) % STAGES), count=1)
     first, second = warpgroup_mma_wait(0, deps=[first, second])
     tl.debug_barrier()
-    mbarrier.arrive(
-        free.index((turn + (K + STEP_COLUMNS - 1) // STEP_COLUMNS + STAGES - 1) % STAGES), count=1
-    )
+    mbarrier.arrive(free.index((turn + STEPS + STAGES - 1) % STAGES), count=1)
     return first, second
 
 
 @gluon.jit
 def _multiply(out, values, firsts, seconds, buffers, ready, free, tiles, M, WIDTH,
-              K: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr, OUTS: gl.constexpr,
+              K: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr,
               ACT: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
     """Multiply half the rows of this program's tiles: WHICH half."""
     turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, col = corner(tile, M, WIDTH, GROUP, OUTS)
+        row, col = corner(tile, M, WIDTH, GROUP, TILE_OUTS)
         row += WHICH * WAVE_ROWS
         first, second = products(values, firsts, seconds, ready, free, turn, K, STAGES, WHICH)
         turn += (K + STEP_COLUMNS - 1) // STEP_COLUMNS
-        if ACT is not None:
-            _store(gate(first, ACT) * second, buffers.index(WHICH), out, row, col)
-        else:
-            _store(first, buffers.index(WHICH), out, row, col)
-            _store(second, buffers.index(WHICH), out, row, col + TILE_OUTS)
+        tma.store_wait(0)
+        tl.debug_barrier()
+        buffers.index(WHICH).store((gate(first, ACT) * second).to(buffers.dtype))
+        fence_async_shared()
+        tl.debug_barrier()
+        store_tile(out, [row, col], buffers.index(WHICH))
     tma.store_wait(0)
 
 
@@ -143,10 +132,9 @@ def _many_rows_kernel(
 ):  # fmt: skip
     """Compute [M, WIDTH] outputs tile by tile; x, weight and out are tensor descriptors.
 
-    With an activation a tile has 128 outputs, each a gate times what it gates, else 256.
-    What lies beyond an edge arrives as zeros or as other outputs, and is not written.
+    A tile has 128 of them, each a gate times what it gates. What lies beyond an edge arrives as
+    zeros or as other outputs, and is not written.
     """
-    OUTS: gl.constexpr = 2 * TILE_OUTS if ACT is None else TILE_OUTS
     values = gl.allocate_shared_memory(x.dtype, [STAGES, TILE_ROWS, STEP_COLUMNS], x.layout)
     firsts = gl.allocate_shared_memory(
         weight.dtype, [STAGES, TILE_OUTS, STEP_COLUMNS], weight.layout
@@ -160,16 +148,15 @@ def _many_rows_kernel(
     for slot in gl.static_range(STAGES):
         mbarrier.init(ready.index(slot), count=1)
         mbarrier.init(free.index(slot), count=2)
-    tiles = gl.cdiv(M, TILE_ROWS) * gl.cdiv(WIDTH, OUTS)
-    between = TILE_OUTS if ACT is None else WIDTH
+    tiles = gl.cdiv(M, TILE_ROWS) * gl.cdiv(WIDTH, TILE_OUTS)
     gl.warp_specialize(
         [
             (_multiply, (out, values, firsts, seconds, buffers, ready, free, tiles, M, WIDTH, K,
-                         STAGES, GROUP, OUTS, ACT, 0)),
+                         STAGES, GROUP, ACT, 0)),
             (_multiply, (out, values, firsts, seconds, buffers, ready, free, tiles, M, WIDTH, K,
-                         STAGES, GROUP, OUTS, ACT, 1)),
-            (fetch, (x, weight, values, firsts, seconds, ready, free, tiles, M, WIDTH, between, K,
-                      STAGES, GROUP, OUTS)),
+                         STAGES, GROUP, ACT, 1)),
+            (fetch, (x, weight, values, firsts, seconds, ready, free, tiles, M, WIDTH, WIDTH, K,
+                     STAGES, GROUP, TILE_OUTS)),
         ],
         [4, 1],
         # Registers of those who multiply and of the one who fetches, of 65,536 for all.
@@ -197,18 +184,17 @@ def described(tensor: Tensor, height: int, width: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(tensor, [height, width], layout)
 
 
-def many_rows(x: Tensor, weight: Tensor, act: ActivationKind | None) -> Tensor:
-    """Multiply many rows by a weight, the activation of its first half times its second if given.
+def many_rows(x: Tensor, weight: Tensor, act: ActivationKind) -> Tensor:
+    """Multiply many rows by gates and by what these gate.
 
     Args:
-        x: [M, K], contiguous, rows that `takes_many_rows`. weight: [N, K], or [2 N, K] with `act`.
+        x: [M, K], contiguous, as `takes_many_rows` asks. weight: [2 N, K], contiguous, gates first.
     Returns: [M, N], dtype of x; sums and activation in fp32. Twin: reference.fused_linear.
     """
     num_rows, width_in = x.shape
-    width_out = weight.shape[0] // (2 if act else 1)
+    width_out = weight.shape[0] // 2
     out = x.new_empty(num_rows, width_out)
-    outs = TILE_OUTS.value if act else 2 * TILE_OUTS.value
-    tiles = ceil_div(num_rows, TILE_ROWS.value) * ceil_div(width_out, outs)
+    tiles = ceil_div(num_rows, TILE_ROWS.value) * ceil_div(width_out, TILE_OUTS.value)
     _many_rows_kernel[(min(num_processors(x.device), tiles),)](
         described(x, TILE_ROWS.value, STEP_COLUMNS.value),
         described(weight, TILE_OUTS.value, STEP_COLUMNS.value),
