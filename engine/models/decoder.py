@@ -97,7 +97,7 @@ class Decoder:
         """Run a layer; `branch` is the sum's last term, still to be added to `residual`."""
         ops, config = self.ops, self.config
         x, residual = self._enter(branch, residual, layer.pre_attention_norm)
-        x = ops.qkv_attention(layer.qkv.product.multiply(x), layer, config.norm_eps, ctx)
+        x = ops.attend(x, layer, config.norm_eps, ctx)
         x = self._ranks.all_reduce(layer.o.product.multiply(x))
         x = self._leave(x, layer.post_attention_norm)
         x, residual = self._enter(x, residual, layer.pre_mlp_norm)

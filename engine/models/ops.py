@@ -84,6 +84,10 @@ class Ops(Protocol):
         """Return rms_norm(x + residual) in x's dtype and x + residual in float32, both [T, H]."""
         ...
 
+    def attend(self, x: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext) -> Tensor:
+        """Project x, [T, H], to queries, keys and values, and go on as `qkv_attention`."""
+        ...
+
     def qkv_attention(
         self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
     ) -> Tensor:
@@ -147,6 +151,10 @@ class TorchOps:
         """Return rms_norm(x + residual) in x's dtype and x + residual in float32, both [T, H]."""
         residual = residual.float() + x
         return self.rms_norm(residual, weight, eps).to(x.dtype), residual
+
+    def attend(self, x: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext) -> Tensor:
+        """Project x, [T, H], to queries, keys and values, and go on as `qkv_attention`."""
+        return self.qkv_attention(layer.qkv.product.multiply(x), layer, eps, ctx)
 
     def qkv_attention(
         self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.interfaces import ForwardContext
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
     from tokenbus.engine.models.product import Product, ProductTable
+    from tokenbus.engine.models.rope import RopeTable
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.exchange import Boxes
 
@@ -164,6 +165,21 @@ class TritonOps(TorchOps):
             return head.product.multiply(x)
         return head.product.unrounded(x)
 
+    def attend(self, x: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext) -> Tensor:
+        """Project x, [T, H], to queries, keys and values, and go on as `qkv_attention`.
+
+        Many rows go straight to their pages where their product can take them there.
+        """
+        spec, product, rope, norm = layer.spec, layer.qkv.product, layer.rope, layer.q_norm
+        by_head = norm is None or norm.shape[0] == spec.head_dim
+        if rope is None or not by_head or not isinstance(product, TritonProduct):
+            return super().attend(x, layer, eps, ctx)
+        is_plain = ctx.kv.scales(spec.layer_idx)[0] is None
+        if not is_plain or not product.fits_pages(x, spec.head_dim, rope.cos.shape[1]):
+            return super().attend(x, layer, eps, ctx)
+        q = product.rows_to_pages(x, _target(layer, rope, ctx), norm, layer.k_norm, eps)
+        return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
+
     def qkv_attention(
         self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
     ) -> Tensor:
@@ -212,12 +228,7 @@ class TritonOps(TorchOps):
             return None
         if not product.fits_pages(spec.head_dim, rope.cos.shape[1]):
             return None
-        k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
-        target = PageTarget(
-            spec.num_heads, ctx.positions, ctx.slot_mapping, rope.cos, rope.sin,
-            ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx], k_scales, v_scales,
-        )  # fmt: skip
-        q = product.row_to_pages(x, target, layer.pre_attention_norm, eps)
+        q = product.row_to_pages(x, _target(layer, rope, ctx), layer.pre_attention_norm, eps)
         return self.attention.read(q, spec, ctx).view(1, spec.num_heads * spec.head_dim)
 
     def run_layers(
@@ -254,7 +265,7 @@ class TritonOps(TorchOps):
         norms = [layer.pre_attention_norm for layer in tensors.layers]
         x = hidden if norms[0] is None else self.rms_norm(hidden, norms[0], eps)
         for layer, following in zip(ctx.each(tensors.layers), [*norms[1:], None], strict=True):
-            x = self.qkv_attention(layer.qkv.product.multiply(x), layer, eps, ctx)
+            x = self.attend(x, layer, eps, ctx)
             part, among = layer.o.product.multiply(x), Exchange(boxes, ATTENTION)
             x, residual = self._summed(part, among, residual, layer.pre_mlp_norm, eps)
             part, among = layer.mlp.run(x, config.activation), Exchange(boxes, MLP)
@@ -300,6 +311,15 @@ class TritonOps(TorchOps):
                 branch = down.of_rounded(gate_up.gated_rounded(rows, act, down))
             branch = self._whole(branch, MLP)
         return branch.float() if residual is None else residual.float() + branch
+
+
+def _target(layer: DecoderLayer, rope: RopeTable, ctx: ForwardContext) -> PageTarget:
+    """Return where the tokens of a pass go in a layer."""
+    idx = layer.spec.layer_idx
+    return PageTarget(
+        layer.spec.num_heads, ctx.positions, ctx.slot_mapping, rope.cos, rope.sin, ctx.kv.k[idx],
+        ctx.kv.v[idx], *ctx.kv.scales(idx),
+    )  # fmt: skip
 
 
 def _fused(

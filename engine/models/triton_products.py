@@ -34,6 +34,8 @@ from tokenbus.kernels.linear.fp8_qkv import fits_qkv_row, fp8_qkv_row
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import is_tall
 from tokenbus.kernels.linear.gated_linear import gated_linear
+from tokenbus.kernels.linear.many_rows import takes_many_rows
+from tokenbus.kernels.linear.many_rows_qkv import fits_heads, many_rows_qkv
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
 from tokenbus.kernels.quantize import (
     GROUP,
@@ -105,6 +107,23 @@ class TritonProduct(FusedProduct):
         if x.shape[0] == 1:
             return small_linear(x, self._values, Fusion(bias=self._bias, act=GATES[kind]))
         return gated_linear(x, self._values, self._bias, GATES[kind])
+
+    def fits_pages(self, x: Tensor, head_dim: int, rotary_dim: int) -> bool:
+        """Say whether `rows_to_pages` takes rows x and heads of a size."""
+        return fits_heads(head_dim, rotary_dim) and takes_many_rows(x, self._values, head_dim)
+
+    def rows_to_pages(
+        self,
+        x: Tensor,
+        target: PageTarget,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """x: [T, in] -> queries [T, Hq, D], rotated; keys and values go to pages."""
+        return many_rows_qkv(
+            x, self._values, target, bias=self._bias, q_norm=q_norm, k_norm=k_norm, eps=eps
+        )
 
     def unrounded(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out] float32."""

@@ -40,9 +40,9 @@ _ROWS, _BLOCK_K = 4, 4096
 
 @dataclass(frozen=True, slots=True)
 class PageTarget:
-    """Where a token goes: its rotation and its slot.
+    """Where T tokens go: their rotation and their slots; T is 1 for `fp8_qkv_row`.
 
-    positions, slots: [1] int64. cos, sin: [max_len, D] float32, halves equal. k_pages, v_pages,
+    positions, slots: [T] int64. cos, sin: [max_len, D] float32, halves equal. k_pages, v_pages,
     k_scales, v_scales: as of `qkv_rope`. num_heads: of queries.
     """
 

@@ -21,6 +21,7 @@ from tokenbus.kernels.launch import (
     require_contiguous,
     wait_for_inputs,
 )
+from tokenbus.kernels.linear.many_rows import many_rows, takes_many_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,8 +117,8 @@ def gated_linear(
 ) -> Tensor:
     """Return act(x Wg^T + bg) * (x Wu^T + bu).
 
-    Goes through cuBLAS and `gated_act` for numbers of rows at which they are as fast, unless
-    `tuning` is given.
+    Goes through `many_rows`, or cuBLAS and `gated_act`, for numbers of rows at which they are as
+    fast, unless `tuning` is given.
 
     Args:
         x: [M, K], contiguous. weight: [2 N, K], contiguous, gate rows first, dtype of x.
@@ -133,6 +134,8 @@ def gated_linear(
     require_contiguous(x=x, weight=weight, bias=bias)
     width_out = weight.shape[0] // 2
     tuning = tuning or choose_gated_tuning(num_rows, weight)
+    if tuning is None and bias is None and takes_many_rows(x, weight, width_out):
+        return many_rows(x, weight, act)
     if tuning is None:
         return gated_act(F.linear(x, weight, bias), act)
     out = x.new_empty(num_rows, width_out)

@@ -1,0 +1,216 @@
+"""Many rows projected to queries, keys and values, rotated and written to pages in one launch."""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+)
+
+from tokenbus.kernels.launch import ceil_div, num_processors, require, require_contiguous
+from tokenbus.kernels.linear.many_rows import (
+    GROUP,
+    STAGES,
+    STEP_COLUMNS,
+    TILE_OUTS,
+    TILE_ROWS,
+    WAVE_ROWS,
+    corner,
+    described,
+    fetch,
+    products,
+    store_tile,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.linear.fp8_qkv import PageTarget
+
+_HALF = gl.constexpr(64)
+
+
+@gluon.jit
+def _turned(acc, norm, cos, sin, place, eps):
+    """Norm a head of 64 rows, if it has a norm, and rotate it."""
+    a, b = acc.reshape([WAVE_ROWS, 2, _HALF]).permute((0, 2, 1)).split()
+    dims = gl.arange(0, _HALF, layout=gl.SliceLayout(0, a.type.layout))
+    if norm is not None:
+        scale = gl.rsqrt(gl.sum(a * a + b * b, axis=1) / TILE_OUTS + eps)[:, None]
+        a = a * scale * gl.load(norm + dims).to(gl.float32)[None, :]
+        b = b * scale * gl.load(norm + _HALF + dims).to(gl.float32)[None, :]
+    # The second half of the table: both halves are equal, and some tables sign the first.
+    by_row = gl.convert_layout(place, gl.SliceLayout(1, a.type.layout))
+    at = by_row[:, None] + (_HALF + dims)[None, :]
+    turn_cos = gl.load(cos + at)
+    turn_sin = gl.load(sin + at)
+    turned = gl.join(a * turn_cos - b * turn_sin, b * turn_cos + a * turn_sin)
+    turned = turned.permute((0, 2, 1)).reshape([WAVE_ROWS, TILE_OUTS])
+    return gl.convert_layout(turned, acc.type.layout)
+
+
+@gluon.jit
+def _to_slots(buffer, pages, slots, row, M, head, page_stride, S: gl.constexpr):
+    """Write 64 rows of a head into the slots of their tokens."""
+    flat: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
+    rows = row + gl.arange(0, WAVE_ROWS, layout=gl.SliceLayout(1, flat))
+    dims = gl.arange(0, TILE_OUTS, layout=gl.SliceLayout(0, flat))
+    slot = gl.load(slots + rows, mask=rows < M, other=0)
+    place = slot // S * page_stride + head * (S * TILE_OUTS) + slot % S * TILE_OUTS
+    gl.store(pages + place[:, None] + dims[None, :], buffer.load(flat), mask=(rows < M)[:, None])
+
+
+@gluon.jit
+def _finish(acc, head, bias, q_norm, k_norm, cos, sin, place, slots, q_out, k_pages, v_pages,
+            buffer, row, M, page_stride, eps, HQ: gl.constexpr, HKV: gl.constexpr,
+            S: gl.constexpr):  # fmt: skip
+    """Add a head's bias, norm and rotate it unless it is of values, and write it to its place."""
+    if bias is not None:
+        dims = gl.arange(0, TILE_OUTS, layout=gl.SliceLayout(0, acc.type.layout))
+        live = head * TILE_OUTS + dims < (HQ + 2 * HKV) * TILE_OUTS
+        acc += gl.load(bias + head * TILE_OUTS + dims, mask=live, other=0.0).to(gl.float32)[None, :]
+    norm = q_norm
+    pages = k_pages
+    if q_norm is not None:  # noqa: SIM102 # decided when it is compiled, and when it runs
+        if head >= HQ:
+            norm = k_norm
+    if head >= HQ + HKV:
+        pages = v_pages
+    else:
+        acc = _turned(acc, norm, cos, sin, place, eps)
+    tma.store_wait(0)
+    tl.debug_barrier()
+    buffer.store(acc.to(buffer.dtype))
+    fence_async_shared()
+    tl.debug_barrier()
+    if head < HQ:
+        store_tile(q_out, [row, head * TILE_OUTS], buffer)
+    elif head < HQ + 2 * HKV:
+        _to_slots(buffer, pages, slots, row, M, (head - HQ) % HKV, page_stride, S)
+
+
+@gluon.jit
+def _multiply_heads(bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages, v_pages,
+                    values, firsts, seconds, buffers, ready, free, tiles, M, WIDTH, page_stride,
+                    eps, K: gl.constexpr, HQ: gl.constexpr, HKV: gl.constexpr, S: gl.constexpr,
+                    STAGES: gl.constexpr, GROUP: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
+    """Compute half the rows of this program's tiles of two heads: WHICH half."""
+    mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
+    turn = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        row, col = corner(tile, M, WIDTH, GROUP, 2 * TILE_OUTS)
+        row += WHICH * WAVE_ROWS
+        rows = row + gl.arange(0, WAVE_ROWS, layout=gl.SliceLayout(1, mma))
+        place = gl.load(positions + rows, mask=rows < M, other=0).to(gl.int32) * TILE_OUTS
+        first, second = products(values, firsts, seconds, ready, free, turn, K, STAGES, WHICH)
+        turn += (K + STEP_COLUMNS - 1) // STEP_COLUMNS
+        head = col // TILE_OUTS
+        _finish(first, head, bias, q_norm, k_norm, cos, sin, place, slots, q_out, k_pages, v_pages,
+                buffers.index(WHICH), row, M, page_stride, eps, HQ, HKV, S)  # fmt: skip
+        _finish(second, head + 1, bias, q_norm, k_norm, cos, sin, place, slots, q_out, k_pages,
+                v_pages, buffers.index(WHICH), row, M, page_stride, eps, HQ, HKV, S)  # fmt: skip
+    tma.store_wait(0)
+
+
+@gluon.jit(do_not_specialize=["M"], do_not_specialize_on_alignment=["positions", "slots"])
+def _many_rows_qkv_kernel(
+    x, weight, bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages, v_pages, M,
+    page_stride, eps, K: gl.constexpr, HQ: gl.constexpr, HKV: gl.constexpr, S: gl.constexpr,
+    STAGES: gl.constexpr, GROUP: gl.constexpr,
+):  # fmt: skip
+    """Compute the heads of M rows, two a tile; x, weight and q_out are tensor descriptors."""
+    values = gl.allocate_shared_memory(x.dtype, [STAGES, TILE_ROWS, STEP_COLUMNS], x.layout)
+    firsts = gl.allocate_shared_memory(
+        weight.dtype, [STAGES, TILE_OUTS, STEP_COLUMNS], weight.layout
+    )
+    seconds = gl.allocate_shared_memory(
+        weight.dtype, [STAGES, TILE_OUTS, STEP_COLUMNS], weight.layout
+    )
+    buffers = gl.allocate_shared_memory(q_out.dtype, [2, WAVE_ROWS, TILE_OUTS], q_out.layout)
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(STAGES):
+        mbarrier.init(ready.index(slot), count=1)
+        mbarrier.init(free.index(slot), count=2)
+    WIDTH: gl.constexpr = (HQ + 2 * HKV) * TILE_OUTS
+    tiles = gl.cdiv(M, TILE_ROWS) * gl.cdiv(WIDTH, 2 * TILE_OUTS)
+    gl.warp_specialize(
+        [
+            (_multiply_heads, (bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages,
+                               v_pages, values, firsts, seconds, buffers, ready, free, tiles, M,
+                               WIDTH, page_stride, eps, K, HQ, HKV, S, STAGES, GROUP, 0)),
+            (_multiply_heads, (bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages,
+                               v_pages, values, firsts, seconds, buffers, ready, free, tiles, M,
+                               WIDTH, page_stride, eps, K, HQ, HKV, S, STAGES, GROUP, 1)),
+            (fetch, (x, weight, values, firsts, seconds, ready, free, tiles, M, WIDTH, TILE_OUTS, K,
+                      STAGES, GROUP, 2 * TILE_OUTS)),
+        ],
+        [4, 1],
+        [232, 40],
+    )  # fmt: skip
+
+
+def fits_heads(head_dim: int, rotary_dim: int) -> bool:
+    """Say whether `many_rows_qkv` takes heads of a size."""
+    return bool(head_dim == rotary_dim == TILE_OUTS.value)
+
+
+def many_rows_qkv(
+    x: Tensor,
+    weight: Tensor,
+    target: PageTarget,
+    *,
+    bias: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Project many rows, norm and rotate queries and keys, write keys and values into their slots.
+
+    Args:
+        x: [M, K], contiguous, rows that `takes_many_rows`. weight: [(Hq + 2 Hkv) * 128, K].
+        target: of M tokens, pages in the dtype of x. bias: [(Hq + 2 Hkv) * 128].
+        q_norm, k_norm: [128], both or none.
+    Returns: q, [M, Hq, 128], dtype of x; everything in between is fp32. Twin: a plain product, then
+        `qkv_rope`.
+    """
+    num_rows, width_in = x.shape
+    k_pages = target.k_pages
+    _, num_kv_heads, page_size, head_dim = k_pages.shape
+    require((q_norm is None) == (k_norm is None), "q_norm and k_norm come together")
+    require(target.k_scales is None, "pages of plain numbers")
+    require_contiguous(x=x, weight=weight, k_pages=k_pages, v_pages=target.v_pages)
+    q_out = x.new_empty(num_rows, target.num_heads, head_dim)
+    tiles = ceil_div(num_rows, TILE_ROWS.value) * ceil_div(weight.shape[0], 2 * TILE_OUTS.value)
+    _many_rows_qkv_kernel[(min(num_processors(x.device), tiles),)](
+        described(x, TILE_ROWS.value, STEP_COLUMNS.value),
+        described(weight, TILE_OUTS.value, STEP_COLUMNS.value),
+        bias,
+        q_norm,
+        k_norm,
+        target.cos,
+        target.sin,
+        target.positions,
+        target.slots,
+        described(q_out.view(num_rows, -1), WAVE_ROWS.value, TILE_OUTS.value),
+        k_pages,
+        target.v_pages,
+        num_rows,
+        k_pages.stride(0),
+        eps,
+        K=width_in,
+        HQ=target.num_heads,
+        HKV=num_kv_heads,
+        S=page_size,
+        STAGES=STAGES,
+        GROUP=GROUP,
+        num_warps=4,
+    )
+    return q_out
