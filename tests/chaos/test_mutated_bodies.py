@@ -26,6 +26,7 @@ from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, Sampli
 from tokenbus.producer.client.async_client import Job
 from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
 from tokenbus.producer.errors import IdempotencyConflict, QueueFull, RequestInvalid
+from tokenbus.producer.scripts import Budget
 from tokenbus.worker.pool import pull_loop
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ async def test_mutated_bodies_hurt_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No engine dies, nothing hangs, a good job ends as before, and memory stays where it was."""
-    budget = partial(pull_loop.Budget, too_large_after_ms=TOO_LARGE_AFTER_MS)
+    budget = partial(Budget, too_large_after_ms=TOO_LARGE_AFTER_MS)
     monkeypatch.setattr(pull_loop, "Budget", budget)
     expected = model.greedy(GOOD, NUM_GOOD_TOKENS)
     outcomes: Counter[str] = Counter()

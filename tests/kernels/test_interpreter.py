@@ -11,7 +11,7 @@ from models.paged_batch import DEVICE
 pytestmark = pytest.mark.skipif(DEVICE.type == "cuda", reason="kernels are compiled")
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
 def _compute_kernel(numbers: Any, count: Any, OPERATION: tl.constexpr) -> None:
     value = tl.load(numbers)
     if OPERATION == "add":

@@ -217,7 +217,11 @@ def test_a_kind_that_a_device_does_not_know_is_named() -> None:
 
 def test_few_layers_stand_for_all() -> None:
     """Two of each kind are left and the last one, inside alone: what all layers launch, they do."""
-    window = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 3}
+    window: dict[str, Any] = {
+        "use_sliding_window": True,
+        "sliding_window": 24,
+        "max_window_layers": 3,
+    }
     config = Qwen2Config(**tiny_sizes(num_hidden_layers=7), **window)
     decoder: Any = build_model(config, None, stepwise_backend(), dtype=_DTYPE, max_model_len=64)
     layers = decoder.tensors.layers
