@@ -22,6 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from tokenbus.kernels.activation import gate
+from tokenbus.kernels.hopper import described, load_tile, sum_parts
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -30,7 +31,6 @@ from tokenbus.kernels.launch import (
     require,
     wait_for_inputs,
 )
-from tokenbus.kernels.linear.fp8_blocks import _described, _load_tile, _sum_parts
 from tokenbus.kernels.quantize import GROUP
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def _ask_weights(weight, weights, ready, col, N, at, slot, GATED: gl.constexpr):
     """Fetch the weights of a step, those of the gate and those it is multiplied with."""
     PARTS: gl.constexpr = 2 if GATED else 1
     mbarrier.expect(ready.index(slot), PARTS * _OUTS * _BLOCK)
-    _load_tile(weight, [col, at], ready.index(slot), weights.index(PARTS * slot))
+    load_tile(weight, [col, at], ready.index(slot), weights.index(PARTS * slot))
     if GATED:
-        _load_tile(weight, [N + col, at], ready.index(slot), weights.index(PARTS * slot + 1))
+        load_tile(weight, [N + col, at], ready.index(slot), weights.index(PARTS * slot + 1))
 
 
 @gluon.jit
@@ -81,7 +81,7 @@ def _fetch(x, weight, values, weights, ready, free, N, SPAN: gl.constexpr, STAGE
             mbarrier.wait(free.index(slot), (step // STAGES & 1) ^ 1)
             _ask_weights(weight, weights, ready, col, N, at, slot, GATED)
         mbarrier.expect(ready.index(slot), values.shape[1] * _BLOCK)
-        _load_tile(x, [0, at], ready.index(slot), values.index(slot))
+        load_tile(x, [0, at], ready.index(slot), values.index(slot))
 
 
 @gluon.jit
@@ -165,7 +165,7 @@ def _multiply(x_scales, group_stride, scales, bias, residual, out, parts, arriva
     is_last = True
     if SPLITS > 1:
         tile = gl.program_id(0)
-        acc, is_last = _sum_parts(acc, parts, arrivals, tile, gl.program_id(1), SPLITS)
+        acc, is_last = sum_parts(acc, parts, arrivals, tile, gl.program_id(1), SPLITS)
     if is_last:
         if bias is not None:
             acc += gl.load(bias + outs, mask=live, other=0.0).to(gl.float32)[:, None]
@@ -252,10 +252,10 @@ def multiply_block_rows(
         size = (tiles, tuning.splits, _OUTS.value, height)
         parts = torch.empty(size, dtype=torch.float32, device=out.device)
     fp8_block_rows_kernel[(tiles, tuning.splits)](
-        _described(x.in_tiles, height, gl.float8e4nv),
+        described(x.in_tiles, height, gl.float8e4nv),
         x.scales,
         x.group_stride,
-        _described(values, _OUTS.value, gl.float8e4nv),
+        described(values, _OUTS.value, gl.float8e4nv),
         scales,
         fusion.bias,
         fusion.residual,

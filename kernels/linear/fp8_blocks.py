@@ -1,10 +1,9 @@
 """FP8 products of many rows over blocks of weights, for Hopper: each step's sums are scaled apart.
 
 One warp fetches, two groups of four warps multiply half a tile each: while one group scales what it
-found, the matrix units work for the other. Of tiles of 128 rows a group has two steps under way,
-which leaves nobody idle; tiles of 256 take less from the L2 cache, and with thousands of rows it is
-power that the chip is short of. It is written in Gluon, which has no interpreter: where that runs,
-and on other GPUs, `fp8_matmul_kernel` is what multiplies.
+found, the matrix units work for the other. Of tiles of 128 rows a group has two steps under way.
+Tiles of 256 take less from the L2 cache: with thousands of rows the chip is short of power. Gluon
+has no interpreter: where that runs, and on other GPUs, `fp8_matmul_kernel` is what multiplies.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -24,8 +23,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from tokenbus.kernels.hopper import described, load_tile, store_tile, sum_parts
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -41,9 +40,6 @@ if TYPE_CHECKING:
 
     from tokenbus.kernels.quantize import QuantizedRows
 
-# Triton 3.6 has other names for them than its later versions.
-_load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-_store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 # Columns of a step and outputs of a tile: a block of the weight.
 _BLOCK = gl.constexpr(GROUP)
 # Rows of one product of a group of warps.
@@ -90,8 +86,8 @@ def _fetch(x, weight, values, weights, ready, free, items, M, N, SPAN: gl.conste
             slot = turn % STAGES
             mbarrier.wait(free.index(slot), (turn // STAGES & 1) ^ 1)
             mbarrier.expect(ready.index(slot), (BLOCK_M + _BLOCK) * _BLOCK)
-            _load_tile(x, [row, step * _BLOCK], ready.index(slot), values.index(slot))
-            _load_tile(weight, [col, step * _BLOCK], ready.index(slot), weights.index(slot))
+            load_tile(x, [row, step * _BLOCK], ready.index(slot), values.index(slot))
+            load_tile(weight, [col, step * _BLOCK], ready.index(slot), weights.index(slot))
             turn += 1
 
 
@@ -156,12 +152,11 @@ def _by_waves(values, weights, ready, free, zero, by_row, live, low_live, group_
     """
     product, acc, low = zero, zero, zero
     row_scale, block_scale = _scales(by_row, live, group_stride, by_block, 0, GROUPS)
-    low_scale = gl.load(by_row + _WAVE, mask=low_live, other=0.0)
+    low_scale, _ = _scales(by_row + _WAVE, low_live, group_stride, by_block, 0, GROUPS)
     for step in range(1, SPAN + 1):
         slot = turn % STAGES
-        following = by_row + _WAVE + gl.minimum(step, GROUPS - 1) * group_stride
         next_row, next_block = _scales(by_row, live, group_stride, by_block, step, GROUPS)
-        next_low = gl.load(following, mask=low_live, other=0.0)
+        next_low, _ = _scales(by_row + _WAVE, low_live, group_stride, by_block, step, GROUPS)
         mbarrier.wait(ready.index(slot), turn // STAGES & 1)
         product = _begin(values, weights, slot, product, FIRST)
         product = warpgroup_mma_wait(0, deps=[product])
@@ -171,29 +166,6 @@ def _by_waves(values, weights, ready, free, zero, by_row, live, low_live, group_
         row_scale, low_scale, block_scale = next_row, next_low, next_block
         turn += 1
     return acc, low, turn
-
-
-@gluon.jit
-def _sum_parts(acc, parts, arrivals, tile, part, SPLITS: gl.constexpr):
-    """Leave the sums of a part, and return those of all and whether this was the last to end.
-
-    In the order of the columns, whoever comes last, so that the result does not depend on timing.
-    """
-    WIDTH: gl.constexpr = acc.shape[1]
-    SIZE: gl.constexpr = acc.shape[0] * WIDTH
-    rows = gl.arange(0, acc.shape[0], layout=gl.SliceLayout(1, acc.type.layout))
-    cols = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, acc.type.layout))
-    place = parts + tile * (SPLITS * SIZE) + rows[:, None] * WIDTH + cols[None, :]
-    gl.store(place + part * SIZE, acc, cache_modifier=".cg")
-    tl.debug_barrier()
-    is_last = gl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
-    if is_last:
-        tl.debug_barrier()
-        gl.store(arrivals + tile, 0)
-        acc = gl.load(place, cache_modifier=".cg")
-        for other in gl.static_range(1, SPLITS):
-            acc += gl.load(place + other * SIZE, cache_modifier=".cg")
-    return acc, is_last
 
 
 @gluon.jit
@@ -207,7 +179,7 @@ def _store(acc, bias, buffer, out, row, col, N):
     buffer.store(acc.to(buffer.dtype))
     fence_async_shared()
     tl.debug_barrier()
-    _store_tile(out, [row, col], buffer)
+    store_tile(out, [row, col], buffer)
 
 
 @gluon.jit
@@ -237,7 +209,7 @@ def _multiply(x_scales, group_stride, scales, bias, out, parts, arrivals, values
                                   by_block, part * SPAN, turn, GROUPS, SPAN, STAGES,
                                   FIRST)  # fmt: skip
             if SPLITS > 1:
-                acc, is_last = _sum_parts(acc, parts, arrivals, 2 * tile + WHICH, part, SPLITS)
+                acc, is_last = sum_parts(acc, parts, arrivals, 2 * tile + WHICH, part, SPLITS)
         if is_last:
             _store(acc, bias, buffers.index(WHICH), out, row, col, N)
     tma.store_wait(0)
@@ -249,10 +221,7 @@ def fp8_blocks_kernel(
     BLOCK_M: gl.constexpr, BLOCK_OUT: gl.constexpr, SPLITS: gl.constexpr, STAGES: gl.constexpr,
     GROUP: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """Compute [M, N] outputs tile by tile; x, weight and out are tensor descriptors.
-
-    What lies beyond an edge arrives as zeros and is not written.
-    """
+    """Compute [M, N] outputs tile by tile; x, weight, out are described, zeros beyond edges."""
     release_successor(PDL)
     GROUPS: gl.constexpr = (K + _BLOCK - 1) // _BLOCK
     # Steps of a part: pairs of them.
@@ -284,20 +253,6 @@ def fp8_blocks_kernel(
     )  # fmt: skip
 
 
-def takes_blocks(device: torch.device, out_dtype: torch.dtype, block_outputs: int) -> bool:
-    """Say whether a device has what the kernel is made of, and tiles lie in blocks."""
-    is_hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-    lie_in_blocks = block_outputs > 0 and block_outputs % GROUP == 0
-    return is_hopper and out_dtype.itemsize == 2 and lie_in_blocks
-
-
-def _described(tensor: Tensor, height: int, dtype: gl.dtype) -> TensorDescriptor:
-    """Describe tiles of 128 columns."""
-    shape = [height, GROUP]
-    layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
-    return TensorDescriptor.from_tensor(tensor, shape, layout)
-
-
 def multiply_blocks(
     x: QuantizedRows,
     values: Tensor,
@@ -323,13 +278,13 @@ def multiply_blocks(
         parts = torch.empty(size, dtype=torch.float32, device=out.device)
     kept = gl.bfloat16 if out.dtype == torch.bfloat16 else gl.float16
     fp8_blocks_kernel[(min(num_processors(out.device), tiles * tuning.splits),)](
-        _described(x.in_tiles, tuning.block_m, gl.float8e4nv),
+        described(x.in_tiles, tuning.block_m, gl.float8e4nv),
         x.scales,
         x.group_stride,
-        _described(values, GROUP, gl.float8e4nv),
+        described(values, GROUP, gl.float8e4nv),
         scales,
         bias,
-        _described(out, _WAVE.value, kept),
+        described(out, _WAVE.value, kept),
         parts,
         arrivals,
         num_rows,

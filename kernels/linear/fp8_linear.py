@@ -18,10 +18,15 @@ from tokenbus.kernels.launch import (
     require_contiguous,
 )
 from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning, multiply_block_rows
-from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, multiply_blocks, takes_blocks
+from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, multiply_blocks
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, fp8_matmul_kernel
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, fp8_rows_kernel
-from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight, check_product, check_scales
+from tokenbus.kernels.linear.fp8_shapes import (
+    check_fp8_weight,
+    check_product,
+    check_scales,
+    takes_blocks,
+)
 from tokenbus.kernels.linear.fp8_table import (
     MAX_GATED_ROWS,
     choose_matmul_tuning,

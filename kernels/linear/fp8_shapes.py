@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.kernels.hopper import is_hopper
 from tokenbus.kernels.launch import ceil_div, require, require_contiguous
 from tokenbus.kernels.quantize import FP8, GROUP
 
@@ -65,3 +66,9 @@ def check_scales(
     require_contiguous(scales=scales)
     require(x.scales.stride(0) == 1, "scales of a group are not side by side")
     require(tuning is None or tuning.block_k == GROUP, f"a step of blocks has {GROUP} columns")
+
+
+def takes_blocks(device: torch.device, out_dtype: torch.dtype, block_outputs: int) -> bool:
+    """Say whether a device has kernels over blocks whose warps take turns, and a weight fits."""
+    lie_in_blocks = block_outputs > 0 and block_outputs % GROUP == 0
+    return is_hopper(device) and out_dtype.itemsize == 2 and lie_in_blocks

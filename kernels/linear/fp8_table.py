@@ -22,6 +22,8 @@ MAX_TALL_ROWS = 128
 MAX_GATED_ROWS = 256
 # Multiprocessors of an H100 or H200.
 _PROCESSORS = 132
+# Shared memory of a program, with 1 KiB left for its barriers.
+_SHARED_BYTES = 226 * 1024
 # Outputs from which on torch's product is 5 to 15 % faster: the tiles of the kernel here write
 # their results before they go on, and wide products have most of those for their columns.
 _WIDE = 16384
@@ -108,15 +110,29 @@ def choose_turns_tuning(
 ) -> BlockRowsTuning | BlocksTuning:
     """Pick the layout over blocks where warps take turns: of up to 64 rows, or of more."""
     is_gate = role is LinearRole.GATED
-    if num_rows > MAX_TALL_ROWS // 2 or (is_gate and width_out % 64):
-        return _choose_blocks_tuning(num_rows, width_in, width_out * (1 + is_gate))
-    few = num_rows <= 16
+    if num_rows <= MAX_TALL_ROWS // 2 and not (is_gate and width_out % 64):
+        tuning = _choose_few_rows(num_rows, width_in, width_out, is_gate=is_gate)
+        if tuning.stages >= 3:
+            return tuning
+    return _choose_blocks_tuning(num_rows, width_in, width_out * (1 + is_gate))
+
+
+def _choose_few_rows(
+    num_rows: int, width_in: int, width_out: int, *, is_gate: bool
+) -> BlockRowsTuning:
+    """Pick what a program has in flight: as measured, if the scales of all its steps leave room."""
+    few, splits = num_rows <= 16, 1
     if is_gate:
         # Two programs have a multiprocessor, of more than 32 rows one.
-        return BlockRowsTuning(6 if few else 4 if num_rows <= 32 else 8)
-    fills_chip = 2 * ceil_div(width_out, 64) > _PROCESSORS
-    splits = 1 if fills_chip or (few and width_in <= 4096) else 2
-    return BlockRowsTuning(10 if not few else 16 if fills_chip or splits > 1 else 20, splits)
+        stages = 6 if few else 4 if num_rows <= 32 else 8
+    else:
+        fills_chip = 2 * ceil_div(width_out, 64) > _PROCESSORS
+        splits = 1 if fills_chip or (few and width_in <= 4096) else 2
+        stages = 10 if not few else 16 if fills_chip or splits > 1 else 20
+    height, tiles = next_power_of_2(max(num_rows, 16)), 1 + is_gate
+    steps = next_power_of_2(2 * ceil_div(width_in, 2 * GROUP * splits))
+    room = _SHARED_BYTES - 4 * steps * height * tiles
+    return BlockRowsTuning(min(stages, room // (GROUP * (height + 64 * tiles))), splits)
 
 
 def _choose_blocks_tuning(num_rows: int, width_in: int, width_out: int) -> BlocksTuning:

@@ -372,6 +372,12 @@ def test_layouts_suit_the_shape() -> None:
     assert choose_turns_tuning(8, *narrow) == BlockRowsTuning(20)
     assert choose_turns_tuning(8, *long) == BlockRowsTuning(16, splits=2)
     assert choose_turns_tuning(64, *gate) == BlockRowsTuning(8)
+    # Scales of long columns take the room of steps, at last of all.
+    assert choose_turns_tuning(64, 16384, 53248, LinearRole.GATED) == BlockRowsTuning(6)
+    longest = choose_turns_tuning(64, 65536, 16384, LinearRole.RESIDUAL)
+    assert isinstance(longest, BlockRowsTuning)
+    assert longest.stages < 10
+    assert isinstance(choose_turns_tuning(64, 65536, 65536, LinearRole.GATED), BlocksTuning)
     turns = [choose_turns_tuning(rows, *long) for rows in (128, 256, 300, 2000)]
     assert [(item.block_m, item.splits) for item in turns if isinstance(item, BlocksTuning)] == [
         (128, 4), (128, 2), (128, 1), (256, 1)

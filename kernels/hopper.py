@@ -1,0 +1,55 @@
+"""What kernels written in Gluon for Hopper share: tiles, and sums of programs that share one."""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Triton 3.6 has other names for them than its later versions.
+load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+
+
+def is_hopper(device: torch.device) -> bool:
+    """Say whether a device has what these kernels are made of (compute capability 9)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def described(tensor: Tensor, height: int, dtype: gl.dtype) -> TensorDescriptor:
+    """Describe tiles of 128 columns."""
+    shape = [height, 128]
+    layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
+    return TensorDescriptor.from_tensor(tensor, shape, layout)
+
+
+@gluon.jit
+def sum_parts(acc, parts, arrivals, tile, part, SPLITS: gl.constexpr):
+    """Leave the sums of a part, and return those of all and whether this was the last to end.
+
+    In the order of the columns, whoever comes last, so that the result does not depend on timing.
+    """
+    WIDTH: gl.constexpr = acc.shape[1]
+    SIZE: gl.constexpr = acc.shape[0] * WIDTH
+    rows = gl.arange(0, acc.shape[0], layout=gl.SliceLayout(1, acc.type.layout))
+    cols = gl.arange(0, WIDTH, layout=gl.SliceLayout(0, acc.type.layout))
+    place = parts + tile * (SPLITS * SIZE) + rows[:, None] * WIDTH + cols[None, :]
+    gl.store(place + part * SIZE, acc, cache_modifier=".cg")
+    tl.debug_barrier()
+    is_last = gl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    if is_last:
+        tl.debug_barrier()
+        gl.store(arrivals + tile, 0)
+        acc = gl.load(place, cache_modifier=".cg")
+        for other in gl.static_range(1, SPLITS):
+            acc += gl.load(place + other * SIZE, cache_modifier=".cg")
+    return acc, is_last
