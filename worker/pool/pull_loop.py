@@ -89,7 +89,7 @@ class PullLoop:
         self._suspects = suspects
         self._is_paused = False
         # For how long the next pull waits for the bell.
-        self._bell_s = 0.0
+        self._wait_s = 0.0
         self._log = get_logger()
 
     async def run(self) -> None:
@@ -106,7 +106,7 @@ class PullLoop:
 
     async def _pull_and_wait(self, tasks: asyncio.TaskGroup) -> None:
         """Pull, and wait until another pull may find something."""
-        is_behind_bell = self._bell_s > 0
+        is_behind_wait = self._wait_s > 0
         try:
             answer = await self.pull(tasks)
         except SessionLost:
@@ -126,7 +126,7 @@ class PullLoop:
         if last_priority < LAST_CLASS:
             await self._head_of_line.wait_for_pages(URGENT_LOOK_S)
         else:
-            await self._wait_after(pulled, was_offered_all=not is_behind_bell)
+            await self._wait_after(pulled, was_offered_all=not is_behind_wait)
 
     async def _gather_room(self) -> None:
         """Wait a little while there is little room."""
@@ -143,22 +143,22 @@ class PullLoop:
         Returns: the last class that was pulled, and what came; None where nothing may be pulled.
         Raises: SessionLost; RedisError if the pull was refused.
         """
-        bell_s, self._bell_s = self._bell_s, 0.0
+        wait_s, self._wait_s = self._wait_s, 0.0
         async with self._lease.pulling():
             asked_at, room = time.monotonic(), self._page_budget.room()
-            if bell_s:
+            if wait_s:
                 room = replace(room, pages=-(-room.pages // 2), rows=-(-room.rows // 2))
             last_priority = self._last_priority(room)
             if last_priority is None:
                 return None
-            takes_head_of_line = not (bell_s or self._head_of_line.is_taken)
+            takes_head_of_line = not (wait_s or self._head_of_line.is_taken)
             budget = self._budget(room, last_priority, takes_head_of_line)
             in_use = {name: num for name, num in budget.cached.items() if name not in budget.idle}
             with (
                 self._head_of_line.offered(is_offered=takes_head_of_line),
                 self._page_budget.offered(budget.pages, in_use),
             ):
-                pulled = await self._session.call(lambda: self._ask(budget, bell_s), bulk=True)
+                pulled = await self._session.call(lambda: self._ask(budget, wait_s), bulk=True)
                 # Under the offer: to register a job may drop an older epoch of it, whose pages
                 # would start the waiting job before all that came is counted.
                 jobs = [self._arrivals.register(job) for job in pulled.jobs]
@@ -184,10 +184,10 @@ class PullLoop:
             self._parking.nothing_claimed()
         return last_priority, pulled
 
-    async def _ask(self, budget: Budget, bell_s: float) -> Pulled:
+    async def _ask(self, budget: Budget, wait_s: float) -> Pulled:
         """Make the pull, behind the bell where it waits for that."""
-        if bell_s:
-            return await self._doorbell.pull(bell_s, self._lease.serial, budget)
+        if wait_s:
+            return await self._doorbell.pull(wait_s, self._lease.serial, budget)
         return await self._scripts.lease.pull(self._worker, self._lease.serial, budget)
 
     def _note_pause(self, *, is_paused: bool) -> None:
@@ -239,7 +239,7 @@ class PullLoop:
         match pulled.status:
             case PullStatus.JOBS | PullStatus.EMPTY | PullStatus.SPARED | PullStatus.PAUSED:
                 if self._is_idle():
-                    self._bell_s = wait_s
+                    self._wait_s = wait_s
                 else:
                     await self._doorbell.wait(wait_s)
             case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR if was_offered_all:
