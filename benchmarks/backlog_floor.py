@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from scale_from_zero import MANIFEST, drawn_rows, trace_rows  # noqa: E402
-from scaling.scaled_object import SYNC_S, Autoscaler, ScaledObject  # noqa: E402
+from scale_from_zero import MANIFEST, drawn_rows, trace_rows
+from scaling.scaled_object import SYNC_S, Autoscaler, ScaledObject
 
-from tokenbus.producer.client.backlog import PROMPT_SHARE  # noqa: E402
+from tokenbus.producer.client.backlog import PROMPT_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
