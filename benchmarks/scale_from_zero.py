@@ -59,6 +59,12 @@ def drawn_rows(arrivals: str, seconds: float) -> list[TraceRow]:
     return rows
 
 
+def trace_rows(path: str, seconds: float, length_scale: float) -> list[TraceRow]:
+    """Read the first seconds of a trace."""
+    options = BenchOptions(trace=path, trace_s=seconds, length_scale=length_scale, arrival="trace")
+    return read_trace(options)
+
+
 def _print(run: ScaledRun, speed: float, least_s: float) -> int:
     print("replicas   " + ", ".join(f"{number} at {at:.0f} s" for at, number in run.replicas))
     starts = ", ".join(f"{each * speed:.0f}" for each in run.starts_s)
@@ -101,14 +107,7 @@ def main() -> int:
     rows = (
         drawn_rows(args.arrivals, args.trace_s)
         if args.arrivals
-        else read_trace(
-            BenchOptions(
-                trace=args.trace,
-                trace_s=args.trace_s,
-                length_scale=args.length_scale,
-                arrival="trace",
-            )
-        )
+        else trace_rows(args.trace, args.trace_s, args.length_scale)
     )
     worker = {
         "max_num_seqs": args.seats,

@@ -24,8 +24,6 @@ from tokenbus.producer.release import release
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenbus.producer.telemetry.trace_setup import EndedSpans
-
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED = 1
 
@@ -117,9 +115,11 @@ class Tracer:
         if trace is None:
             return None
         clock = WallClock()
-        ended_spans: EndedSpans | None = getattr(trace.get_tracer_provider(), "ended_spans", None)
+        # That of `trace_setup` has them, no other.
+        ended_spans: Any = getattr(trace.get_tracer_provider(), "ended_spans", None)
         if ended_spans is not None:
-            return ended_spans.tell(parent, root, children, clock)
+            told: str | None = ended_spans.tell(parent, root, children, clock)
+            return told
         around = trace.set_span_in_context(trace.NonRecordingSpan(self._context(parent)))
         span = self._start(around, root, clock)
         if not span.is_recording():
