@@ -14,7 +14,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from operator import neg
-from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenbus.engine.speculation.acceptance import Acceptance, chances_of
@@ -34,11 +33,11 @@ if TYPE_CHECKING:
 # Tokens of a draft at most: with the one before them they fill a tile of rows.
 MAX_DRAFT = 15
 GRAMMAR = "grammar"
-# What a plan takes for each sequence, and how much of a step at most it may take for all of them.
+# What a plan takes the host for each sequence, and how much of a step at most it may take for all.
 _PLAN_S, _LONGEST = 40e-6, 0.5
-# A plan that took more than this share of a step, and longer than what it chose is to save, is
-# followed by so many steps without one that it was this share of all of them, within a bound.
-_DEAR, _WASTED_SHARE, _MOST_WITHOUT = 0.2, 0.01, 2048
+# A plan that takes more than this share of a step, and longer than what it chose is to save, is
+# followed by so many steps without one that it is this share of all of them.
+_DEAR, _WASTED_SHARE = 0.2, 0.01
 
 
 class _Piece(NamedTuple):
@@ -100,11 +99,11 @@ class DraftPlanner:
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
         self.pool.file()
-        began_at = perf_counter()
         drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
         saved_s = self._choose(len(seqs), [draft for _, draft in drafts]) if drafts else 0.0
-        if seqs:
-            self._be_spared(perf_counter() - began_at, saved_s, self.costs.of(len(seqs)))
+        planned_s, step_s = len(seqs) * _PLAN_S, self.costs.of(len(seqs))
+        if planned_s > max(saved_s, _DEAR * step_s):
+            self._steps_without = int(planned_s / (_WASTED_SHARE * step_s))
         return {
             key: draft.token_ids()[: draft.num_chosen] for key, draft in drafts if draft.num_chosen
         }
@@ -145,11 +144,6 @@ class DraftPlanner:
         """Return what was verified of each drafter's tokens."""
         drafted, accepted = self.drafted_total, self.accepted_total
         return tuple((name, DraftCount(drafted[name], accepted[name])) for name in self.names)
-
-    def _be_spared(self, planned_s: float, saved_s: float, step_s: float) -> None:
-        """Let steps go without a plan if this one took longer than it saves."""
-        if planned_s > max(saved_s, _DEAR * step_s):
-            self._steps_without = min(_MOST_WITHOUT, int(planned_s / (_WASTED_SHARE * step_s)))
 
     def _choose(self, num_seqs: int, drafts: list[_Draft]) -> float:
         """Give the step's rows to the likeliest tokens of all drafts, as many as pay.

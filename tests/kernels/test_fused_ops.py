@@ -189,6 +189,18 @@ def test_small_linear_equals_twin(
         assert torch.equal(out, fusion.residual.to(dtype))
 
 
+def test_product_behind_a_norm_of_its_own_agrees() -> None:
+    """Where the table gives the norm a launch of its own, the result is the fused one's."""
+    x, weight, norm_weight = randn(4, 64), randn(48, 64, seed=1), randn(64, seed=2)
+    fusion = Fusion(norm_weight=norm_weight)
+    expected = reference.fused_linear(x, weight, norm_weight=norm_weight)
+    out = small_linear(x, weight, fusion, tuning=LinearTuning(16, 32, 4, norm_apart=True))
+    assert_close(out, expected, torch.float32)
+    tuning = choose_tuning(4, 4096, 6144, fusion.role)
+    assert tuning is not None
+    assert tuning.norm_apart
+
+
 def test_small_linear_gives_fp32_logits() -> None:
     """The head's logits do not pass through the weights' dtype."""
     x, weight = randn(2, 64, dtype=HALF), randn(50, 64, dtype=HALF, seed=1)
