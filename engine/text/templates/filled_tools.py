@@ -29,4 +29,15 @@ def filled_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 def _described(schema: dict[str, Any]) -> dict[str, Any]:
     kind = {} if _KINDS & schema.keys() else {"type": "string"}
-    return {**kind, "description": "", **schema}
+    return {**kind, "description": "", **_opened(schema)}
+
+
+def _opened(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema whose objects say of what kind their further values are: of any."""
+    opened = dict(schema)
+    if opened.get("type") == "object":
+        opened.setdefault("additionalProperties", {"type": None})
+    for key in ("additionalProperties", "items"):
+        if isinstance(opened.get(key), dict):
+            opened[key] = _opened(opened[key])
+    return opened

@@ -193,6 +193,26 @@ def test_calls_find_a_place_in_templates_that_have_few(template: str, *, is_para
     assert sorted(results, key=prompt.index) == list(results)
 
 
+# In the form of Command R: the kind of an object is told by that of its further values.
+KINDS = (
+    "{% macro kind(s) %}{% if s.type == 'object' %}Dict[str, {{ kind(s.additionalProperties) }}]"
+    "{% elif s.type == 'array' %}List[{{ kind(s['items']) }}]{% elif s.type %}{{ s.type }}"
+    "{% else %}Any{% endif %}{% endmacro %}{% for t in tools or [] %}{{ t.function.name }}("
+    "{% for k, v in t.function.parameters.properties.items() %}{{ k }}: {{ kind(v) }} "
+    "{% endfor %}){% endfor %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+)
+
+
+def test_objects_of_any_kind_reach_templates_that_ask_for_it() -> None:
+    """Schemas of clients rarely say it, in lists or outside."""
+    chat = ChatRenderer(tokenizer_of(KINDS))
+    properties = {"x": {"type": "object"}, "y": {"type": "array", "items": {"type": "object"}}}
+    function = {"name": "find", "parameters": {"type": "object", "properties": properties}}
+    turns, tools = [ASKED], [{"type": "function", "function": function}]
+    text = chat._rendered(turns, tools, {}, True)
+    assert "find(x: Dict[str, Any] y: List[Dict[str, Any]] )" in text
+
+
 # As models that judge an exchange render it, or take one question.
 JUDGE = """
 {%- set ns = namespace(asked='', told='') %}{% for m in messages %}
