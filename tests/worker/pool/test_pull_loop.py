@@ -142,6 +142,7 @@ def pull_bench(
     starter: Any = stub
     jobs = job_parts(member, page_budget, starter)
     refusals = Refusals(member)
+    silent: Any = StubDoorbell(asyncio.Event())
     arrivals = Arrivals(
         member,
         starter=starter,
@@ -155,7 +156,7 @@ def pull_bench(
     pull_loop = PullLoop(
         member,
         engine=jobs.engine,
-        doorbell=doorbell or StubDoorbell(asyncio.Event()),
+        doorbell=doorbell or silent,
         lease=lease,
         arrivals=arrivals,
         refusals=refusals,
