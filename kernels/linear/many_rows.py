@@ -42,11 +42,12 @@ TILE_OUTS = gl.constexpr(128)
 STEP_COLUMNS = gl.constexpr(64)
 # Steps in flight, and tiles of rows that are worked on together.
 STAGES, GROUP = 4, 8
-# Rows from which on tiles this large pay, and the share of a device that has to be busy over all
-# turns of its tiles. On an H200 gates of the 0.6B shape take 37 us for the 48 of cuBLAS and the
-# activation at 2,048 rows, in 3 turns, and 26 for 25 at 1,024, in one and a half; those of 8B 305 for
-# 329 at 1,024 and 178 for 167 at 512.
-_LEAST_ROWS, _BUSY = 1024, 0.9
+# Rows from which on tiles this large pay, and how many a multiprocessor has of them. On an H200 gates
+# of the 0.6B shape take 37 us for the 48 of cuBLAS and the activation at 2,048 rows, with 2.9, and 26
+# for 25 at 1,024, with 1.5; those of 8B 305 for 329 at 1,024 and 178 for 167 at 512.
+_LEAST_ROWS, _LEAST_TILES = 1024, 1.9
+# Rows that a warm-up takes: larger passes are not the first to ask for the kernels.
+_WARM_ROWS = 2048
 _KEPT = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
@@ -173,9 +174,9 @@ def takes_many_rows(x: Tensor, weight: Tensor, outs: int) -> bool:
         return False
     if torch.cuda.get_device_capability(x.device)[0] != 9 or x.shape[1] % 8 or outs % 8:
         return False
-    tiles = ceil_div(x.shape[0], TILE_ROWS.value) * ceil_div(weight.shape[0], 2 * TILE_OUTS.value)
-    programs = num_processors(x.device)
-    return x.shape[0] >= _LEAST_ROWS and tiles >= _BUSY * programs * ceil_div(tiles, programs)
+    rows = min(x.shape[0], _WARM_ROWS)
+    tiles = ceil_div(rows, TILE_ROWS.value) * ceil_div(weight.shape[0], 2 * TILE_OUTS.value)
+    return rows >= _LEAST_ROWS and tiles >= _LEAST_TILES * num_processors(x.device)
 
 
 def described(tensor: Tensor, height: int, width: int) -> TensorDescriptor:
