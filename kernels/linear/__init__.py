@@ -1,1 +1,1 @@
-"""Linear layers for few rows: matrix times vector, small batches, gated pairs."""
+"""Linear layers: matrix times vector, small batches, and many rows with what follows them."""
