@@ -38,44 +38,34 @@ _HALF = gl.constexpr(64)
 
 
 @gluon.jit
-def _turned(acc, norm, cos, sin, place, eps):
+def _halves(head):
+    """Take 64 rows of a head apart into its two halves, which the same thread has."""
+    return head.reshape([WAVE_ROWS, 2, _HALF]).permute((0, 2, 1)).split()
+
+
+@gluon.jit
+def _turned(acc, norm, cos, sin, eps):
     """Norm a head of 64 rows, if it has a norm, and rotate it."""
-    a, b = acc.reshape([WAVE_ROWS, 2, _HALF]).permute((0, 2, 1)).split()
-    dims = gl.arange(0, _HALF, layout=gl.SliceLayout(0, a.type.layout))
+    a, b = _halves(acc)
     if norm is not None:
+        dims = gl.arange(0, _HALF, layout=gl.SliceLayout(0, a.type.layout))
         scale = gl.rsqrt(gl.sum(a * a + b * b, axis=1) / TILE_OUTS + eps)[:, None]
         a = a * scale * gl.load(norm + dims).to(gl.float32)[None, :]
         b = b * scale * gl.load(norm + _HALF + dims).to(gl.float32)[None, :]
-    # The second half of the table: both halves are equal, and some tables sign the first.
-    by_row = gl.convert_layout(place, gl.SliceLayout(1, a.type.layout))
-    at = by_row[:, None] + (_HALF + dims)[None, :]
-    turn_cos = gl.load(cos + at)
-    turn_sin = gl.load(sin + at)
-    turned = gl.join(a * turn_cos - b * turn_sin, b * turn_cos + a * turn_sin)
+    turned = gl.join(a * cos - b * sin, b * cos + a * sin)
     turned = turned.permute((0, 2, 1)).reshape([WAVE_ROWS, TILE_OUTS])
     return gl.convert_layout(turned, acc.type.layout)
 
 
 @gluon.jit
-def _to_slots(buffer, pages, slots, row, M, head, page_stride, S: gl.constexpr):
-    """Write 64 rows of a head into the slots of their tokens."""
-    flat: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
-    rows = row + gl.arange(0, WAVE_ROWS, layout=gl.SliceLayout(1, flat))
-    dims = gl.arange(0, TILE_OUTS, layout=gl.SliceLayout(0, flat))
-    slot = gl.load(slots + rows, mask=rows < M, other=0)
-    place = slot // S * page_stride + head * (S * TILE_OUTS) + slot % S * TILE_OUTS
-    gl.store(pages + place[:, None] + dims[None, :], buffer.load(flat), mask=(rows < M)[:, None])
-
-
-@gluon.jit
-def _finish(acc, head, bias, q_norm, k_norm, cos, sin, place, slots, q_out, k_pages, v_pages,
-            buffer, row, M, page_stride, eps, HQ: gl.constexpr, HKV: gl.constexpr,
-            S: gl.constexpr):  # fmt: skip
+def _finish(acc, head, bias, q_norm, k_norm, cos, sin, q_out, k_pages, v_pages, slots, in_pages,
+            buffer, row, eps, HQ: gl.constexpr, HKV: gl.constexpr, S: gl.constexpr):  # fmt: skip
     """Add a head's bias, norm and rotate it unless it is of values, and write it to its place."""
     if bias is not None:
-        dims = gl.arange(0, TILE_OUTS, layout=gl.SliceLayout(0, acc.type.layout))
-        live = head * TILE_OUTS + dims < (HQ + 2 * HKV) * TILE_OUTS
-        acc += gl.load(bias + head * TILE_OUTS + dims, mask=live, other=0.0).to(gl.float32)[None, :]
+        outs = head * TILE_OUTS + gl.arange(0, TILE_OUTS, layout=gl.SliceLayout(0, acc.type.layout))
+        live = outs < (HQ + 2 * HKV) * TILE_OUTS
+        shift = gl.load(bias + outs, mask=live, other=0.0)
+        acc += shift.to(gl.float32)[None, :]
     norm = q_norm
     pages = k_pages
     if q_norm is not None:  # noqa: SIM102 # decided when it is compiled, and when it runs
@@ -84,7 +74,7 @@ def _finish(acc, head, bias, q_norm, k_norm, cos, sin, place, slots, q_out, k_pa
     if head >= HQ + HKV:
         pages = v_pages
     else:
-        acc = _turned(acc, norm, cos, sin, place, eps)
+        acc = _turned(acc, norm, cos, sin, eps)
     tma.store_wait(0)
     tl.debug_barrier()
     buffer.store(acc.to(buffer.dtype))
@@ -93,7 +83,12 @@ def _finish(acc, head, bias, q_norm, k_norm, cos, sin, place, slots, q_out, k_pa
     if head < HQ:
         store_tile(q_out, [row, head * TILE_OUTS], buffer)
     elif head < HQ + 2 * HKV:
-        _to_slots(buffer, pages, slots, row, M, (head - HQ) % HKV, page_stride, S)
+        flat: gl.constexpr = slots.type.layout.parent
+        columns = gl.arange(0, TILE_OUTS, layout=gl.SliceLayout(0, flat))
+        place = slots + (head - HQ) % HKV * (S * TILE_OUTS)
+        gl.store(
+            pages + place[:, None] + columns[None, :], buffer.load(flat), mask=in_pages[:, None]
+        )
 
 
 @gluon.jit
@@ -103,19 +98,30 @@ def _multiply_heads(bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_p
                     STAGES: gl.constexpr, GROUP: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
     """Compute half the rows of this program's tiles of two heads: WHICH half."""
     mma: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
+    half: gl.constexpr = _halves(gl.zeros([WAVE_ROWS, TILE_OUTS], gl.float32, mma))[0].type.layout
+    flat: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
     turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         row, col = corner(tile, M, WIDTH, GROUP, 2 * TILE_OUTS)
         row += WHICH * WAVE_ROWS
-        rows = row + gl.arange(0, WAVE_ROWS, layout=gl.SliceLayout(1, mma))
-        place = gl.load(positions + rows, mask=rows < M, other=0).to(gl.int32) * TILE_OUTS
+        # What the end needs is on its way while products are computed. The second half of the
+        # table: both halves are equal, and some tables sign the first.
+        rows = row + gl.arange(0, WAVE_ROWS, layout=gl.SliceLayout(1, half))
+        dims = _HALF + gl.arange(0, _HALF, layout=gl.SliceLayout(0, half))
+        position = gl.load(positions + rows, mask=rows < M, other=0).to(gl.int32)
+        place = position[:, None] * TILE_OUTS + dims[None, :]
+        turn_cos = gl.load(cos + place)
+        turn_sin = gl.load(sin + place)
+        written = row + gl.arange(0, WAVE_ROWS, layout=gl.SliceLayout(1, flat))
+        slot = gl.load(slots + written, mask=written < M, other=0)
+        slot = slot // S * page_stride + slot % S * TILE_OUTS
         first, second = products(values, firsts, seconds, ready, free, turn, K, STAGES, WHICH)
         turn += (K + STEP_COLUMNS - 1) // STEP_COLUMNS
         head = col // TILE_OUTS
-        _finish(first, head, bias, q_norm, k_norm, cos, sin, place, slots, q_out, k_pages, v_pages,
-                buffers.index(WHICH), row, M, page_stride, eps, HQ, HKV, S)  # fmt: skip
-        _finish(second, head + 1, bias, q_norm, k_norm, cos, sin, place, slots, q_out, k_pages,
-                v_pages, buffers.index(WHICH), row, M, page_stride, eps, HQ, HKV, S)  # fmt: skip
+        _finish(first, head, bias, q_norm, k_norm, turn_cos, turn_sin, q_out, k_pages, v_pages,
+                slot, written < M, buffers.index(WHICH), row, eps, HQ, HKV, S)  # fmt: skip
+        _finish(second, head + 1, bias, q_norm, k_norm, turn_cos, turn_sin, q_out, k_pages, v_pages,
+                slot, written < M, buffers.index(WHICH), row, eps, HQ, HKV, S)  # fmt: skip
     tma.store_wait(0)
 
 
