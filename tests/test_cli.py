@@ -221,7 +221,7 @@ def test_variable_that_is_nearly_a_setting_is_told(
     """No process reads it, and nobody would know; what is further off is somebody's own."""
     for name in ("NUM_PAGE", "LOGLEVEL", "MY_KEY", "REDIS_HOST", "CACHE", "NUM_PAGES"):
         monkeypatch.setenv(f"TOKENBUS_{name}", "4")
-    monkeypatch.setattr(sys, "argv", ["tokenbus", "config", "show", "client", "--changed"])
+    monkeypatch.setattr(sys, "argv", ["tokenbus", "config", "show", "client"])
     assert cli.main() == 0
     assert capsys.readouterr().err.splitlines() == [
         "tokenbus: TOKENBUS_LOGLEVEL is no setting and is left out; is it TOKENBUS_LOG_LEVEL?",
