@@ -24,6 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from tokenbus.kernels.activation import gate
+from tokenbus.kernels.hopper import is_hopper, load_tile, store_tile
 from tokenbus.kernels.launch import ceil_div, num_processors
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
     from tokenbus.kernels.activation import ActivationKind
 
-# Triton 3.6 has other names for them than its later versions.
-_load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 # Rows of a tile and of one group of warps, outputs of one of the two products of a tile, columns of
 # a step.
 TILE_ROWS = gl.constexpr(128)
@@ -75,9 +73,9 @@ def fetch(x, weight, values, firsts, seconds, ready, free, tiles, M, WIDTH, betw
             mbarrier.wait(free.index(slot), (turn // STAGES & 1) ^ 1)
             mbarrier.expect(ready.index(slot), (TILE_ROWS + 2 * TILE_OUTS) * STEP_COLUMNS * 2)
             at = step * STEP_COLUMNS
-            _load_tile(x, [row, at], ready.index(slot), values.index(slot))
-            _load_tile(weight, [col, at], ready.index(slot), firsts.index(slot))
-            _load_tile(weight, [col + between, at], ready.index(slot), seconds.index(slot))
+            load_tile(x, [row, at], ready.index(slot), values.index(slot))
+            load_tile(weight, [col, at], ready.index(slot), firsts.index(slot))
+            load_tile(weight, [col + between, at], ready.index(slot), seconds.index(slot))
             turn += 1
 
 
@@ -170,9 +168,7 @@ def takes_many_rows(x: Tensor, weight: Tensor, outs: int) -> bool:
 
     outs: outputs of a row of what is written.
     """
-    if x.device.type != "cuda" or x.dtype not in _KEPT:
-        return False
-    if torch.cuda.get_device_capability(x.device)[0] != 9 or x.shape[1] % 8 or outs % 8:
+    if not is_hopper(x.device) or x.dtype not in _KEPT or x.shape[1] % 8 or outs % 8:
         return False
     rows = min(x.shape[0], _WARM_ROWS)
     tiles = ceil_div(rows, TILE_ROWS.value) * ceil_div(weight.shape[0], 2 * TILE_OUTS.value)

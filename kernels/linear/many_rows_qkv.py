@@ -14,6 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
+from tokenbus.kernels.hopper import store_tile
 from tokenbus.kernels.launch import ceil_div, num_processors, require, require_contiguous
 from tokenbus.kernels.linear.many_rows import (
     GROUP,
@@ -26,7 +27,6 @@ from tokenbus.kernels.linear.many_rows import (
     described,
     fetch,
     products,
-    store_tile,
 )
 
 if TYPE_CHECKING:
