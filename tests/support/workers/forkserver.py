@@ -65,13 +65,16 @@ def _fork_server(_path: str, _args: list[str], handles: list[int]) -> int:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
-        listener, alive = handles
-        child.die_with_parent(parent)
-        # What is missing is imported once it is asked for anything.
-        select.select([listener], [], [])
-        gc.freeze()
-        forkserver.main(listener, alive, IMPORTS)
-        os._exit(0)
+        try:
+            listener, alive = handles
+            child.die_with_parent(parent)
+            # What is missing is imported once it is asked for anything.
+            select.select([listener], [], [])
+            gc.freeze()
+            forkserver.main(listener, alive, IMPORTS)
+        finally:
+            # Whatever was raised is not for the tests, whose copy this process is.
+            os._exit(0)
     return pid
 
 
