@@ -5,30 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from servers.fixtures import pool, redis_url, server
+from servers.fixtures import pool, redis_url, scripts, server
 
-from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.scripts.completion import JobCompletion
-from tokenbus.producer.server.connection import make_redis
 from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
+    from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.server.embedded import EmbeddedServer
 
-__all__ = ["pool", "redis_url", "server"]
-
-
-@pytest.fixture
-async def scripts(redis_url: str, pool: str) -> AsyncIterator[Scripts]:
-    """Give the scripts of an empty pool; its keys are deleted afterwards."""
-    redis = make_redis(redis_url)
-    made = Scripts(redis, pool)
-    yield made
-    if keys := [key async for key in redis.scan_iter(f"{{tb:{pool}*", count=1000)]:
-        await redis.delete(*keys)
-    await redis.aclose()
+__all__ = ["pool", "redis_url", "scripts", "server"]
 
 
 @pytest.fixture

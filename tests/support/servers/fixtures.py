@@ -17,6 +17,8 @@ from matrix import SERVER_KINDS
 from patience import PATIENCE_S
 
 from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.scripts import Scripts
+from tokenbus.producer.server.connection import make_redis
 from tokenbus.producer.server.embedded import EmbeddedServer, find_server_binary, start_private
 
 if TYPE_CHECKING:
@@ -65,6 +67,17 @@ def redis_url(server: EmbeddedServer) -> str:
 def pool() -> str:
     """Return a pool that no other test uses."""
     return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def scripts(redis_url: str, pool: str) -> AsyncIterator[Scripts]:
+    """Give the scripts of an empty pool; its keys are deleted afterwards."""
+    redis = make_redis(redis_url)
+    made = Scripts(redis, pool)
+    yield made
+    if keys := [key async for key in redis.scan_iter(f"{{tb:{pool}*", count=1000)]:
+        await redis.delete(*keys)
+    await redis.aclose()
 
 
 @pytest.fixture

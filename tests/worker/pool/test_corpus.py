@@ -6,17 +6,14 @@ from array import array
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
-import pytest
-from servers.fixtures import pool, redis_url, server
+from servers.fixtures import pool, redis_url, scripts, server
 from workers.parts import a_member, an_engine
 from workers.stubs import raw
 
 from tokenbus.producer.contract.events import Event, Finish
 from tokenbus.producer.contract.result import build_result
-from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.scripts.corpus import MAX_NAMES
 from tokenbus.producer.scripts.replies import PulledJob
-from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.messages.engine import DropAnswers, LearnAnswer
 from tokenbus.worker.pool.corpus import Corpus
@@ -24,22 +21,13 @@ from tokenbus.worker.session import Session
 from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
+    from tokenbus.producer.scripts import Scripts
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.messages.engine import Command
 
-__all__ = ["pool", "redis_url", "server"]
+__all__ = ["pool", "redis_url", "scripts", "server"]
 
 ACME, OTHER = "tenant\nacme", "tenant\nother"
-
-
-@pytest.fixture
-async def scripts(redis_url: str, pool: str) -> AsyncIterator[Scripts]:
-    """Give the scripts of a pool."""
-    redis = make_redis(redis_url)
-    yield Scripts(redis, pool)
-    await redis.aclose()
 
 
 class AWorker:

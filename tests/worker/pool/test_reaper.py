@@ -6,30 +6,21 @@ import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import structlog
-from servers.fixtures import pool, redis_url, server
+from servers.fixtures import pool, redis_url, scripts, server
 from workers.stubs import StubWorker, a_job, raw, submit
 
-from tokenbus.producer.scripts import Scripts
-from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker import logs
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.pool.reaper import Reaper
 from tokenbus.worker.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import pytest
 
-__all__ = ["pool", "redis_url", "server"]
+    from tokenbus.producer.scripts import Scripts
 
-
-@pytest.fixture
-async def scripts(redis_url: str, pool: str) -> AsyncIterator[Scripts]:
-    """Give the scripts of a pool."""
-    redis = make_redis(redis_url)
-    yield Scripts(redis, pool)
-    await redis.aclose()
+__all__ = ["pool", "redis_url", "scripts", "server"]
 
 
 async def test_lost_worker_has_a_line_of_its_own(

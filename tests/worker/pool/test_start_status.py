@@ -5,31 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from patience import PATIENCE_S
-from servers.fixtures import pool, redis_url, server
+from servers.fixtures import pool, redis_url, scripts, server
 from workers.null_workers import null_settings, until
 from workers.stubs import raw
 
-from tokenbus.producer.scripts import Scripts
-from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.life import WorkerLife
 from tokenbus.worker.pool.lease import Lease
 from tokenbus.worker.pool.start_status import StartStatus
 from tokenbus.worker.supervisor import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    import pytest
 
-__all__ = ["pool", "redis_url", "server"]
+    from tokenbus.producer.scripts import Scripts
 
-
-@pytest.fixture
-async def scripts(redis_url: str, pool: str) -> AsyncIterator[Scripts]:
-    """Give the scripts of a pool."""
-    redis = make_redis(redis_url)
-    yield Scripts(redis, pool)
-    await redis.aclose()
+__all__ = ["pool", "redis_url", "scripts", "server"]
 
 
 async def test_worker_is_told_of_until_it_has_its_lease(
