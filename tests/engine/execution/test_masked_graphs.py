@@ -141,16 +141,6 @@ def test_replayed_steps_draw_what_launched_ones_do(
         assert len({len(numbers) > 16 for numbers in replayed.replays}) == 2
 
 
-def test_rows_at_one_place_share_a_mask(loaded: LoadedModel) -> None:
-    """What is sent does not grow with the rows that say the same."""
-    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, grammar=LETTERS)
-    prompt = tuple(TOKENIZER.encode("red?"))
-    requests = [Request(idx, prompt, params) for idx in range(3)]
-    run = Run(loaded, graphs=True, max_num_seqs=4).answer(requests)
-    assert run.tokens[0] == run.tokens[1] == run.tokens[2]
-    assert [1, 1, 1] in run.replays
-
-
 def test_row_whose_mask_does_not_fit_ends_alone(loaded: LoadedModel) -> None:
     """A mask of another vocabulary is its own row's fault; masked and free neighbours go on."""
     masked = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, grammar=LETTERS)
