@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.weights.loader import LoadedModel
 
-pytestmark = pytest.mark.slow
-
 TOKENIZER = build_null_tokenizer()
 LETTERS = GrammarSpec(GrammarKind.REGEX, "[a-z]{40}")
 DIGITS = GrammarSpec(GrammarKind.REGEX, "[0-9]{3,9}-[0-9]{3,9}")
 LABEL = GrammarSpec(GrammarKind.CHOICE, json.dumps(["red", "rust", "blue and green", "blue"]))
-NUM_TOKENS = 30 if ON_GPU else 3
+NUM_TOKENS = 30
+# A mask each of tokens 32 to 63 and 64 to 95, some of them.
+MASKS = torch.eye(16, dtype=torch.int32)[1:3] * 0x0F0F0F0F
+NEEDS_GPU = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
 # Free rows and masked ones, which end at different steps; each with all that a draw can be.
 KINDS = (
     SamplingParams(temperature=0.9, seed=1, grammar=LETTERS),
@@ -50,7 +51,8 @@ KINDS = (
 def loaded() -> LoadedModel:
     """Return a tiny model of random weights in fp32 with a vocabulary of bytes and words."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(TOKENIZER), **({} if ON_GPU else {"num_hidden_layers": 1})}
+    few = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2}
+    sizes = {"vocab_size": len(TOKENIZER), **({} if ON_GPU else few)}
     config = LlamaConfig(**(TINY_SIZES | sizes))
     plain = load_on_triton(config, LlamaForCausalLM(config).state_dict(), max_rows=64)
     return replace(plain, tokenizer=TOKENIZER)
@@ -119,14 +121,51 @@ def some_requests(
     ]
 
 
-@pytest.mark.parametrize("logprobs", [None, pytest.param(3, marks=pytest.mark.gpu)])
+def scripted(run: Run, *, is_broken: bool) -> Run:
+    """Let masks of two rows come and go; once one of the second may be too short."""
+
+    def masks(plan: Any) -> dict[int, torch.Tensor]:
+        found = {}
+        for seq in plan.sampled():
+            number = seq.request.request_id
+            if number < len(MASKS) and (seq.num_computed + number) % 2:
+                is_short = is_broken and number and seq in plan.decode
+                found[seq.row] = MASKS[number][: -1 if is_short else None]
+        return found
+
+    run.engine._constrained.masks = masks  # type: ignore[method-assign]
+    return run
+
+
+@pytest.mark.slow
+def test_masks_come_go_and_fail_alone(loaded: LoadedModel) -> None:
+    """Every draw is under its own mask of that step or none; one that does not fit ends its row."""
+    requests = [
+        Request(
+            idx, (3 + idx, 9), SamplingParams(max_tokens=(3, 3, 6)[idx], temperature=0.9, seed=idx)
+        )
+        for idx in range(3)
+    ]
+    launched, replayed, broken = (
+        scripted(Run(loaded, graphs=graphs, max_num_seqs=4), is_broken=is_broken).answer(requests)
+        for graphs, is_broken in ((False, False), (True, False), (True, True))
+    )
+    assert replayed.tokens == launched.tokens
+    assert any(map(any, replayed.replays))
+    assert not all(map(any, replayed.replays))
+    assert broken.ends[1].finish_reason is FinishReason.FAILED
+    assert "its mask was sent" in broken.ends[1].error.message
+    assert [broken.tokens[idx] for idx in (0, 2)] == [launched.tokens[idx] for idx in (0, 2)]
+
+
+@pytest.mark.gpu
+@NEEDS_GPU
+@pytest.mark.parametrize("logprobs", [None, 3])
 def test_replayed_steps_draw_what_launched_ones_do(
     loaded: LoadedModel, logprobs: int | None
 ) -> None:
     """Batches of masked and free rows, smaller as rows leave: the same tokens and scores."""
-    if logprobs is not None and not ON_GPU:
-        pytest.skip("needs a CUDA device")
-    requests = some_requests(40 if ON_GPU else 4, KINDS, logprobs)
+    requests = some_requests(40, KINDS, logprobs)
     launched, replayed = (
         Run(loaded, graphs=graphs, max_num_seqs=64).answer(requests) for graphs in (False, True)
     )
@@ -136,37 +175,12 @@ def test_replayed_steps_draw_what_launched_ones_do(
     # Steps of masked rows alone, of free rows beside them, and of free rows alone: all replayed.
     is_masked = [{number > 0 for number in numbers} for numbers in replayed.replays]
     assert {True, False} in is_masked
-    if ON_GPU:
-        assert {False} in is_masked
-        assert len({len(numbers) > 16 for numbers in replayed.replays}) == 2
-
-
-def test_row_whose_mask_does_not_fit_ends_alone(loaded: LoadedModel) -> None:
-    """A mask of another vocabulary is its own row's fault; masked and free neighbours go on."""
-    masked = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, grammar=LETTERS)
-    prompt = tuple(TOKENIZER.encode("red?"))
-    kinds = (masked, replace(masked, seed=2), replace(masked, grammar=None))
-    requests = [Request(idx, prompt, params) for idx, params in enumerate(kinds)]
-    whole = Run(loaded, graphs=True, max_num_seqs=4).answer(requests)
-    broken = Run(loaded, graphs=True, max_num_seqs=4)
-    masks = broken.engine._constrained.masks
-
-    def spoiled(plan: Any) -> dict[int, torch.Tensor]:
-        found = masks(plan)
-        for seq in plan.decode:
-            if seq.request.request_id == 1 and seq.row in found:
-                found[seq.row] = found[seq.row][:-1]
-        return found
-
-    broken.engine._constrained.masks = spoiled  # type: ignore[method-assign]
-    broken.answer(requests)
-    assert broken.ends[1].finish_reason is FinishReason.FAILED
-    assert "its mask was sent" in broken.ends[1].error.message
-    assert [broken.tokens[idx] for idx in (0, 2)] == [whole.tokens[idx] for idx in (0, 2)]
+    assert {False} in is_masked
+    assert len({len(numbers) > 16 for numbers in replayed.replays}) == 2
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@NEEDS_GPU
 def test_preempted_rows_go_on_under_their_grammars(loaded: LoadedModel) -> None:
     """Rows that lost their pages, and those that took their rows, draw what they would have."""
     requests = some_requests(12, KINDS)
@@ -178,7 +192,7 @@ def test_preempted_rows_go_on_under_their_grammars(loaded: LoadedModel) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@NEEDS_GPU
 def test_masks_find_their_graphs_captured(loaded: LoadedModel) -> None:
     """Masks ride in the graphs of ruled draws, which the start has captured for every bucket."""
     run = Run(loaded, graphs=True, max_num_seqs=64)
