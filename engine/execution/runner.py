@@ -346,6 +346,8 @@ class Runner:
         found, places = distinct_masks(masks)
         if not found:
             return None
+        if len(found) == len(masks):
+            return self.rows.to_device(torch.stack(found), torch.int32)
         all_ones = torch.full_like(found[0], -1)
         sent = self.rows.to_device(torch.stack([all_ones, *found]), torch.int32)
         return sent[self.rows.to_device(places)]
