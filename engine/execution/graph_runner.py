@@ -34,7 +34,7 @@ from tokenbus.kernels.compile_ahead import compiling_ahead
 from tokenbus.kernels.decode_inputs import decode_inputs, keep_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -142,7 +142,7 @@ class GraphRunner(Runner):
         self._prompts = PromptGraphs(
             model, kv, rows, max_batch_tokens, self._capture_pass, sharing=sharing
         )
-        self._drafts = DraftGraphs(model, kv, rows, self._capture_parts) if has_drafts else None
+        self._drafts = DraftGraphs(model, kv, rows, self._capture_parts, has_drafts=has_drafts)
         # Rows of the batch, their positions, and under rules the numbers of their masks: written
         # before each replay, in stream order.
         self._staged = torch.zeros(3 * self._buckets[-1], dtype=torch.int64, device=rows.device)
@@ -177,7 +177,7 @@ class GraphRunner(Runner):
                 partial(self._prompts.prepare, shape)
                 for shape in self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
             ),
-            *self._draft_parts(),
+            *(partial(self._drafts.prepare, shape) for shape in self._drafts.shapes_to_prepare()),
             *(
                 partial(self._capture_in_time, shape)
                 for shape in self._prompts.other_shapes(_PREPARED_TOKENS)
@@ -238,14 +238,8 @@ class GraphRunner(Runner):
         return self.model.logits(hidden, exact=_needs_exact(plan))
 
     def _pass(self, chunks: list[PrefillChunk], seqs: list[DecodingSequence]) -> tuple[Tensor, int]:
-        drafted = self._drafts and self._drafts.run(chunks, seqs)
-        return drafted or self._prompts.run(chunks, seqs) or super()._pass(chunks, seqs)
-
-    def _draft_parts(self) -> Iterator[Callable[[], object]]:
-        """Yield what prepares the passes of drafts."""
-        if self._drafts is not None:
-            for shape in self._drafts.shapes_to_prepare():
-                yield partial(self._drafts.prepare, shape)
+        few = self._drafts.run(chunks, seqs)
+        return few or self._prompts.run(chunks, seqs) or super()._pass(chunks, seqs)
 
     def _replay(
         self,
@@ -289,8 +283,7 @@ class GraphRunner(Runner):
                 self._warm_step(*step)
             for step in steps[:1]:
                 self._warm_step(*step, reads_cache=False)
-            if self._drafts is not None:
-                self._drafts.compile()
+            self._drafts.compile()
         # What was drawn is no token.
         self.rows.last_token.zero_()
 

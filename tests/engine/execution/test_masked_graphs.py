@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TOKENIZER = build_null_tokenizer()
 LETTERS = GrammarSpec(GrammarKind.REGEX, "[a-z]{40}")
 DIGITS = GrammarSpec(GrammarKind.REGEX, "[0-9]{3,9}-[0-9]{3,9}")
+FORM = GrammarSpec(GrammarKind.REGEX, "[0-9] of nine parts[.!] and no more[.!]")
 LABEL = GrammarSpec(GrammarKind.CHOICE, json.dumps(["red", "rust", "blue and green", "blue"]))
 NUM_TOKENS = 30
 # A mask each of tokens 32 to 63 and 64 to 95, some of them.
@@ -44,6 +45,7 @@ KINDS = (
     SamplingParams(temperature=0.8, seed=4, repetition_penalty=1.2, grammar=LETTERS),
     SamplingParams(temperature=0.0),
     SamplingParams(temperature=1.2, seed=5, min_p=0.05, logit_bias={101: 3.0}),
+    SamplingParams(temperature=0.9, seed=6, grammar=FORM),
 )
 
 
@@ -156,6 +158,22 @@ def test_masks_come_go_and_fail_alone(loaded: LoadedModel) -> None:
     assert broken.ends[1].finish_reason is FinishReason.FAILED
     assert "its mask was sent" in broken.ends[1].error.message
     assert [broken.tokens[idx] for idx in (0, 2)] == [launched.tokens[idx] for idx in (0, 2)]
+
+
+@pytest.mark.slow
+def test_forced_tokens_are_rows_of_their_sequence(loaded: LoadedModel) -> None:
+    """They go through passes of few rows, alone and beside a sequence that decodes."""
+    requests = [
+        Request(0, (3, 9), SamplingParams(max_tokens=40, temperature=0.9, seed=1, grammar=FORM)),
+        Request(1, (4, 9, 8), SamplingParams(max_tokens=9, temperature=0.9, seed=2)),
+    ]
+    launched, replayed = (
+        Run(loaded, graphs=graphs, max_num_seqs=4).answer(requests) for graphs in (False, True)
+    )
+    assert replayed.tokens == launched.tokens
+    assert b" of nine parts" in bytes(TOKENIZER.decode(replayed.tokens[0]), "utf8")
+    passes: Any = replayed.engine._runner
+    assert {shape.num_seqs for shape in passes._drafts._passes} > {2}
 
 
 @pytest.mark.gpu
