@@ -33,6 +33,17 @@ def described(tensor: Tensor, height: int, dtype: gl.dtype) -> TensorDescriptor:
 
 
 @gluon.jit
+def corner(tile, M, N, GROUP: gl.constexpr, ROWS: gl.constexpr, OUTS: gl.constexpr):
+    """Return the first row and output of a tile: GROUP tiles of rows take turns at columns."""
+    tiles_m = gl.cdiv(M, ROWS)
+    tiles_n = gl.cdiv(N, OUTS)
+    first = tile // (GROUP * tiles_n) * GROUP
+    height = gl.minimum(tiles_m - first, GROUP)
+    row = (first + tile % (GROUP * tiles_n) % height) * ROWS
+    return row, tile % (GROUP * tiles_n) // height * OUTS
+
+
+@gluon.jit
 def sum_parts(acc, parts, arrivals, tile, part, SPLITS: gl.constexpr):
     """Leave the sums of a part, and return those of all and whether this was the last to end.
 

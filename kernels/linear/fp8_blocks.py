@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from tokenbus.kernels.hopper import described, load_tile, store_tile, sum_parts
+from tokenbus.kernels.hopper import corner, described, load_tile, store_tile, sum_parts
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -63,24 +63,13 @@ class BlocksTuning:
 
 
 @gluon.jit
-def _corner(tile, M, N, GROUP: gl.constexpr, BLOCK_M: gl.constexpr):
-    """Return the first row and output of a tile."""
-    tiles_m = gl.cdiv(M, BLOCK_M)
-    tiles_n = gl.cdiv(N, _BLOCK)
-    first = tile // (GROUP * tiles_n) * GROUP
-    height = gl.minimum(tiles_m - first, GROUP)
-    row = (first + tile % (GROUP * tiles_n) % height) * BLOCK_M
-    return row, tile % (GROUP * tiles_n) // height * _BLOCK
-
-
-@gluon.jit
 def _fetch(x, weight, values, weights, ready, free, items, M, N, SPAN: gl.constexpr,
            BLOCK_M: gl.constexpr, SPLITS: gl.constexpr, STAGES: gl.constexpr,
            GROUP: gl.constexpr):  # fmt: skip
     """Fetch the steps of this program's tiles, one after the other, as room for them is free."""
     turn = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        row, col = _corner(item // SPLITS, M, N, GROUP, BLOCK_M)
+        row, col = corner(item // SPLITS, M, N, GROUP, BLOCK_M, _BLOCK)
         begin = item % SPLITS * SPAN
         for step in range(begin, begin + SPAN):
             slot = turn % STAGES
@@ -92,21 +81,21 @@ def _fetch(x, weight, values, weights, ready, free, items, M, N, SPAN: gl.conste
 
 
 @gluon.jit
-def _scales(by_row, live, group_stride, by_block, step, GROUPS: gl.constexpr):
+def step_scales(by_row, live, group_stride, by_block, step, GROUPS: gl.constexpr):
     """Load the scales of rows and of a block; beyond the last block all numbers are zero."""
     at = gl.minimum(step, GROUPS - 1)
     return gl.load(by_row + at * group_stride, mask=live, other=0.0), gl.load(by_block + at)
 
 
 @gluon.jit
-def _begin(values, weights, slot, product, FIRST: gl.constexpr):
+def begin_product(values, weights, slot, product, FIRST: gl.constexpr):
     """Begin to multiply 64 rows of a step; `product` gives its registers."""
     left, right = values.index(slot).slice(FIRST, _WAVE), weights.index(slot).permute((1, 0))
     return warpgroup_mma(left, right, product, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def _end(product, acc, factor, free, slot, PENDING: gl.constexpr):
+def end_product(product, acc, factor, free, slot, PENDING: gl.constexpr):
     """Wait for all products but the PENDING latest, and add one to the sums, scaled."""
     product = warpgroup_mma_wait(PENDING, deps=[product])
     tl.debug_barrier()
@@ -124,19 +113,19 @@ def _by_pairs(values, weights, ready, free, zero, by_row, live, group_stride, by
     in the middle waits for all that were asked for in it.
     """
     even, odd, acc = zero, zero, zero
-    a, b = _scales(by_row, live, group_stride, by_block, begin, GROUPS)
-    c, d = _scales(by_row, live, group_stride, by_block, begin + 1, GROUPS)
+    a, b = step_scales(by_row, live, group_stride, by_block, begin, GROUPS)
+    c, d = step_scales(by_row, live, group_stride, by_block, begin + 1, GROUPS)
     even_factor, odd_factor = a * b, c * d
     for step in range(begin + 2, begin + 2 + SPAN, 2):
         slot, other = turn % STAGES, (turn + 1) % STAGES
-        a, b = _scales(by_row, live, group_stride, by_block, step, GROUPS)
-        c, d = _scales(by_row, live, group_stride, by_block, step + 1, GROUPS)
+        a, b = step_scales(by_row, live, group_stride, by_block, step, GROUPS)
+        c, d = step_scales(by_row, live, group_stride, by_block, step + 1, GROUPS)
         mbarrier.wait(ready.index(slot), turn // STAGES & 1)
-        even = _begin(values, weights, slot, even, FIRST)
+        even = begin_product(values, weights, slot, even, FIRST)
         mbarrier.wait(ready.index(other), (turn + 1) // STAGES & 1)
-        odd = _begin(values, weights, other, odd, FIRST)
-        even, acc = _end(even, acc, even_factor, free, slot, 1)
-        odd, acc = _end(odd, acc, odd_factor, free, other, 0)
+        odd = begin_product(values, weights, other, odd, FIRST)
+        even, acc = end_product(even, acc, even_factor, free, slot, 1)
+        odd, acc = end_product(odd, acc, odd_factor, free, other, 0)
         even_factor, odd_factor = a * b, c * d
         turn += 2
     return acc, turn
@@ -151,18 +140,18 @@ def _by_waves(values, weights, ready, free, zero, by_row, live, low_live, group_
     There are no registers for a second product, nor for products of scales.
     """
     product, acc, low = zero, zero, zero
-    row_scale, block_scale = _scales(by_row, live, group_stride, by_block, 0, GROUPS)
-    low_scale, _ = _scales(by_row + _WAVE, low_live, group_stride, by_block, 0, GROUPS)
+    row_scale, block_scale = step_scales(by_row, live, group_stride, by_block, 0, GROUPS)
+    low_scale, _ = step_scales(by_row + _WAVE, low_live, group_stride, by_block, 0, GROUPS)
     for step in range(1, SPAN + 1):
         slot = turn % STAGES
-        next_row, next_block = _scales(by_row, live, group_stride, by_block, step, GROUPS)
-        next_low, _ = _scales(by_row + _WAVE, low_live, group_stride, by_block, step, GROUPS)
+        next_row, next_block = step_scales(by_row, live, group_stride, by_block, step, GROUPS)
+        next_low, _ = step_scales(by_row + _WAVE, low_live, group_stride, by_block, step, GROUPS)
         mbarrier.wait(ready.index(slot), turn // STAGES & 1)
-        product = _begin(values, weights, slot, product, FIRST)
+        product = begin_product(values, weights, slot, product, FIRST)
         product = warpgroup_mma_wait(0, deps=[product])
         acc += product * (row_scale * block_scale)[:, None]
-        product = _begin(values, weights, slot, product, FIRST + _WAVE)
-        product, low = _end(product, low, low_scale * block_scale, free, slot, 0)
+        product = begin_product(values, weights, slot, product, FIRST + _WAVE)
+        product, low = end_product(product, low, low_scale * block_scale, free, slot, 0)
         row_scale, low_scale, block_scale = next_row, next_low, next_block
         turn += 1
     return acc, low, turn
@@ -194,7 +183,7 @@ def _multiply(x_scales, group_stride, scales, bias, out, parts, arrivals, values
     turn = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         tile, part = item // SPLITS, item % SPLITS
-        row, col = _corner(tile, M, N, GROUP, BLOCK_M)
+        row, col = corner(tile, M, N, GROUP, BLOCK_M, _BLOCK)
         row += FIRST
         rows = row + gl.arange(0, _WAVE, layout=gl.SliceLayout(1, mma))
         by_row, live, by_block = x_scales + rows, rows < M, scales + col // BLOCK_OUT * GROUPS

@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from tokenbus.kernels.activation import gate
-from tokenbus.kernels.hopper import is_hopper, load_tile, store_tile
+from tokenbus.kernels.hopper import corner, is_hopper, load_tile, store_tile
 from tokenbus.kernels.launch import ceil_div, num_processors
 
 if TYPE_CHECKING:
@@ -50,24 +50,13 @@ _KEPT = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
 @gluon.jit
-def corner(tile, M, WIDTH, GROUP: gl.constexpr, OUTS: gl.constexpr):
-    """Return the first row and output of a tile: GROUP tiles of rows take turns at columns."""
-    tiles_m = gl.cdiv(M, TILE_ROWS)
-    tiles_n = gl.cdiv(WIDTH, OUTS)
-    first = tile // (GROUP * tiles_n) * GROUP
-    height = gl.minimum(tiles_m - first, GROUP)
-    row = (first + tile % (GROUP * tiles_n) % height) * TILE_ROWS
-    return row, tile % (GROUP * tiles_n) // height * OUTS
-
-
-@gluon.jit
 def fetch(x, weight, values, firsts, seconds, ready, free, tiles, M, WIDTH, between,
           K: gl.constexpr, STAGES: gl.constexpr, GROUP: gl.constexpr,
           OUTS: gl.constexpr):  # fmt: skip
     """Fetch the steps of this program's tiles, one after the other, as room for them is free."""
     turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, col = corner(tile, M, WIDTH, GROUP, OUTS)
+        row, col = corner(tile, M, WIDTH, GROUP, TILE_ROWS, OUTS)
         for step in range((K + STEP_COLUMNS - 1) // STEP_COLUMNS):
             slot = turn % STAGES
             mbarrier.wait(free.index(slot), (turn // STAGES & 1) ^ 1)
@@ -111,7 +100,7 @@ def _multiply(out, values, firsts, seconds, buffers, ready, free, tiles, M, WIDT
     """Multiply half the rows of this program's tiles: WHICH half."""
     turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, col = corner(tile, M, WIDTH, GROUP, TILE_OUTS)
+        row, col = corner(tile, M, WIDTH, GROUP, TILE_ROWS, TILE_OUTS)
         row += WHICH * WAVE_ROWS
         first, second = products(values, firsts, seconds, ready, free, turn, K, STAGES, WHICH)
         turn += (K + STEP_COLUMNS - 1) // STEP_COLUMNS

@@ -102,7 +102,7 @@ def _multiply_heads(bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_p
     flat: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
     turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, col = corner(tile, M, WIDTH, GROUP, 2 * TILE_OUTS)
+        row, col = corner(tile, M, WIDTH, GROUP, TILE_ROWS, 2 * TILE_OUTS)
         row += WHICH * WAVE_ROWS
         # What the end needs is on its way while products are computed. The second half of the
         # table: both halves are equal, and some tables sign the first.
