@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from tokenbus.kernels.activation import gate
-from tokenbus.kernels.hopper import described, load_tile, sum_parts
+from tokenbus.kernels.hopper import barriers, described, load_tile, sum_parts
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -206,12 +206,8 @@ def fp8_block_rows_kernel(
     kept_up = kept
     if GATED:
         kept_up = gl.allocate_shared_memory(gl.float32, [HELD, ROWS], plain)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        # Weights and rows.
-        mbarrier.init(ready.index(slot), count=2)
-        mbarrier.init(free.index(slot), count=1)
+    # What a slot waits for: weights and rows.
+    ready, free = barriers(STAGES, 2, 1)
     gl.warp_specialize(
         [
             (_multiply, (x_scales, group_stride, scales, bias, residual, out, parts, arrivals,
@@ -252,10 +248,10 @@ def multiply_block_rows(
         size = (tiles, tuning.splits, _OUTS.value, height)
         parts = torch.empty(size, dtype=torch.float32, device=out.device)
     fp8_block_rows_kernel[(tiles, tuning.splits)](
-        described(x.in_tiles, height, gl.float8e4nv),
+        described(x.in_tiles, height),
         x.scales,
         x.group_stride,
-        described(values, _OUTS.value, gl.float8e4nv),
+        described(values, _OUTS.value),
         scales,
         fusion.bias,
         fusion.residual,

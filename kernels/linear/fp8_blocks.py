@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from tokenbus.kernels.hopper import corner, described, load_tile, store_tile, sum_parts
+from tokenbus.kernels.hopper import barriers, corner, described, load_tile, store_tile, sum_parts
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -218,11 +218,7 @@ def fp8_blocks_kernel(
     values = gl.allocate_shared_memory(x.dtype, [STAGES, BLOCK_M, _BLOCK], x.layout)
     weights = gl.allocate_shared_memory(weight.dtype, [STAGES, _BLOCK, _BLOCK], weight.layout)
     buffers = gl.allocate_shared_memory(out.dtype, [2, _WAVE, _BLOCK], out.layout)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(ready.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=2)
+    ready, free = barriers(STAGES, 1, 2)
     items = gl.cdiv(M, BLOCK_M) * gl.cdiv(N, _BLOCK) * SPLITS
     wait_for_inputs(PDL)
     gl.warp_specialize(
@@ -266,13 +262,13 @@ def multiply_blocks(
         size = (tiles, tuning.splits, tuning.block_m, GROUP)
         parts = torch.empty(size, dtype=torch.float32, device=out.device)
     fp8_blocks_kernel[(min(num_processors(out.device), tiles * tuning.splits),)](
-        described(x.in_tiles, tuning.block_m, gl.float8e4nv),
+        described(x.in_tiles, tuning.block_m),
         x.scales,
         x.group_stride,
-        described(values, GROUP, gl.float8e4nv),
+        described(values, GROUP),
         scales,
         bias,
-        described(out, _WAVE.value, gl.bfloat16 if out.dtype == torch.bfloat16 else gl.float16),
+        described(out, _WAVE.value),
         parts,
         arrivals,
         num_rows,

@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from tokenbus.kernels.activation import gate
-from tokenbus.kernels.hopper import corner, described, is_hopper, load_tile, store_tile
+from tokenbus.kernels.hopper import barriers, corner, described, is_hopper, load_tile, store_tile
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -129,11 +129,7 @@ def fp8_gated_blocks_kernel(
     gates = gl.allocate_shared_memory(weight.dtype, [STAGES, _BLOCK, _BLOCK], weight.layout)
     ups = gl.allocate_shared_memory(weight.dtype, [STAGES, _BLOCK, _BLOCK], weight.layout)
     buffers = gl.allocate_shared_memory(out.dtype, [2, _WAVE, _BLOCK], out.layout)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(ready.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=2)
+    ready, free = barriers(STAGES, 1, 2)
     tiles = gl.cdiv(M, _TILE) * gl.cdiv(N, _BLOCK)
     wait_for_inputs(PDL)
     gl.warp_specialize(
@@ -186,13 +182,13 @@ def fp8_gated_blocks(
         return out
     tiles = ceil_div(num_rows, _TILE.value) * (width_out // GROUP)
     fp8_gated_blocks_kernel[(min(num_processors(values.device), tiles),)](
-        described(x.in_tiles, _TILE.value, gl.float8e4nv),
+        described(x.in_tiles, _TILE.value),
         x.scales,
         x.group_stride,
-        described(values, GROUP, gl.float8e4nv),
+        described(values, GROUP),
         scales,
         bias,
-        described(out.values, _WAVE.value, gl.float8e4nv),
+        described(out.values, _WAVE.value),
         out.scales,
         out.group_stride,
         num_rows,

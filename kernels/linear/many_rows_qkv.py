@@ -10,11 +10,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
     tma,
 )
 
-from tokenbus.kernels.hopper import store_tile
+from tokenbus.kernels.hopper import corner, described, store_tile
 from tokenbus.kernels.launch import ceil_div, num_processors, require, require_contiguous
 from tokenbus.kernels.linear.many_rows import (
     GROUP,
@@ -23,10 +22,9 @@ from tokenbus.kernels.linear.many_rows import (
     TILE_OUTS,
     TILE_ROWS,
     WAVE_ROWS,
-    corner,
-    described,
     fetch,
     products,
+    room,
 )
 
 if TYPE_CHECKING:
@@ -132,19 +130,7 @@ def _many_rows_qkv_kernel(
     STAGES: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """Compute the heads of M rows, two a tile; x, weight and q_out are tensor descriptors."""
-    values = gl.allocate_shared_memory(x.dtype, [STAGES, TILE_ROWS, STEP_COLUMNS], x.layout)
-    firsts = gl.allocate_shared_memory(
-        weight.dtype, [STAGES, TILE_OUTS, STEP_COLUMNS], weight.layout
-    )
-    seconds = gl.allocate_shared_memory(
-        weight.dtype, [STAGES, TILE_OUTS, STEP_COLUMNS], weight.layout
-    )
-    buffers = gl.allocate_shared_memory(q_out.dtype, [2, WAVE_ROWS, TILE_OUTS], q_out.layout)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(ready.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=2)
+    values, firsts, seconds, buffers, ready, free = room(x, weight, q_out, STAGES)
     WIDTH: gl.constexpr = (HQ + 2 * HKV) * TILE_OUTS
     tiles = gl.cdiv(M, TILE_ROWS) * gl.cdiv(WIDTH, 2 * TILE_OUTS)
     gl.warp_specialize(
