@@ -29,7 +29,7 @@ from tokenbus.kernels.exchange import exchange
 from tokenbus.kernels.int4.layout import group_in_blocks, pack_int4
 from tokenbus.kernels.int4.linear import int4_linear, widened_int4
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear.fp8_gated_blocks import fp8_gated_blocks, takes_gated_blocks
+from tokenbus.kernels.linear.fp8_blocks import gate_blocks, takes_gates
 from tokenbus.kernels.linear.fp8_linear import fits_matvec, fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_qkv import fits_qkv_row, fp8_qkv_row
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
@@ -241,8 +241,8 @@ class Fp8Product(FusedProduct):
     ) -> QuantizedRows:
         """rows: [T, H] -> activation(gate) * up of its projection, [T, I], for `following`."""
         values, scales = self._weight
-        if following.by_groups and takes_gated_blocks(rows, values, self._block_outputs):
-            return fp8_gated_blocks(
+        if following.by_groups and takes_gates(rows, values, self._block_outputs):
+            return gate_blocks(
                 rows, values, scales, kind, block_outputs=self._block_outputs, bias=self._bias
             )
         fusion = Fusion(bias=self._bias, act=kind)

@@ -15,8 +15,7 @@ from models.paged_batch import DEVICE, HALF, assert_close
 from tokenbus.kernels import reference
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning
-from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
-from tokenbus.kernels.linear.fp8_gated_blocks import fp8_gated_blocks, takes_gated_blocks
+from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, gate_blocks, takes_gates
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
@@ -310,8 +309,8 @@ def test_gates_over_blocks_are_rounded_as_their_twin(rows: int, block_outputs: i
     exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
     bias = randn(2 * width_out, seed=2)
     expected = reference.fused_linear(exact, weight, bias=bias, act="silu")
-    assert takes_gated_blocks(x, values, block_outputs) == (rows > 64)
-    got = fp8_gated_blocks(x, values, blocks, "silu", block_outputs=block_outputs, bias=bias)
+    assert takes_gates(x, values, block_outputs) == (rows > 64)
+    got = gate_blocks(x, values, blocks, "silu", block_outputs=block_outputs, bias=bias)
     tops = expected.view(rows, 4, 128).abs().amax(-1)
     torch.testing.assert_close(got.scales * 448, tops, rtol=3e-3, atol=1e-3)
     stands_for = got.values.float().view(rows, 4, 128) * got.scales[:, :, None]
