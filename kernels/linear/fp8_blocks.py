@@ -370,7 +370,7 @@ def gate_blocks(
     require(block_outputs % GROUP == 0 == width_out % GROUP, "tiles of gates do not lie in blocks")
     require(x.values.shape[1] == values.shape[1], "rows and weight differ in width")
     require(tuning.block_m == 128 and tuning.splits == 1, "gates have tiles of 128 rows, unsplit")
-    check_scales(x, values, scales, block_outputs, tuning)
+    check_scales(x, values, scales, block_outputs, tuning.block_k)
     out = QuantizedRows.empty(num_rows, width_out, values.device, width_out // GROUP)
     if num_rows:
         _launch(x, values, scales, block_outputs, bias, out.values, tuning, act=act, by_group=out)

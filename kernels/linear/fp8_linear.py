@@ -157,7 +157,7 @@ def fp8_linear(
         tuning = choose_rows_tuning(
             num_rows, values.shape[1], width_out, fusion.role, blocks=block_outputs > 0
         )
-    check_scales(x, values, scales, block_outputs, tuning)
+    check_scales(x, values, scales, block_outputs, tuning and tuning.block_k)
     if isinstance(tuning, BlockRowsTuning):
         arrivals = _arrivals(values.device)
         multiply_block_rows(x, values, scales, block_outputs, fusion, out, tuning, arrivals)
