@@ -27,6 +27,7 @@ _KEPT = {
 }
 
 
+@cache
 def is_hopper(device: torch.device) -> bool:
     """Say whether a device has what these kernels are made of (compute capability 9)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

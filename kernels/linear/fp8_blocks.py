@@ -78,7 +78,7 @@ class BlocksTuning:
 
 
 # How gates are laid out: as many bytes in flight as a tile of 256 rows has.
-_GATES = BlocksTuning(128, 4, group=8)
+_GATES = BlocksTuning(128, 4, group=16)
 # Rows that `fp8_block_rows` multiplies.
 _FEW_ROWS = 64
 
@@ -163,9 +163,10 @@ def _by_waves(values, weights, ready, free, zero, by_row, live, low_live, group_
               FIRST: gl.constexpr):  # fmt: skip
     """Sum the products of 64 rows and of 64 below, a step after the other.
 
-    There are no registers for a second product, nor for products of scales.
+    There are no registers for a second product, nor for products of scales. Each begins from zeros:
+    so the compiler lets it begin in other registers, while the one before is still scaled.
     """
-    product, acc, low = zero, zero, zero
+    acc, low = zero, zero
     row_scale, block_scale = _scales(by_row, live, group_stride, by_block, 0, GROUPS)
     low_scale, _ = _scales(by_row + _WAVE, low_live, group_stride, by_block, 0, GROUPS)
     for step in range(1, SPAN + 1):
@@ -173,10 +174,10 @@ def _by_waves(values, weights, ready, free, zero, by_row, live, low_live, group_
         next_row, next_block = _scales(by_row, live, group_stride, by_block, step, GROUPS)
         next_low, _ = _scales(by_row + _WAVE, low_live, group_stride, by_block, step, GROUPS)
         mbarrier.wait(ready.index(slot), turn // STAGES & 1)
-        product = _begin(values, weights, slot, product, FIRST)
+        product = _begin(values, weights, slot, zero, FIRST)
         product = warpgroup_mma_wait(0, deps=[product])
         acc += product * (row_scale * block_scale)[:, None]
-        product = _begin(values, weights, slot, product, FIRST + _WAVE)
+        product = _begin(values, weights, slot, zero, FIRST + _WAVE)
         product, low = _end(product, low, low_scale * block_scale, free, slot, 0)
         row_scale, low_scale, block_scale = next_row, next_low, next_block
         turn += 1
@@ -188,7 +189,7 @@ def _by_gates(values, weights, ready, free, zero, by_row, live, group_stride, by
               GROUPS: gl.constexpr, SPAN: gl.constexpr, STAGES: gl.constexpr,
               FIRST: gl.constexpr):  # fmt: skip
     """Sum the products of 64 rows with gates and with what these gate, a step after the other."""
-    product, acc, up = zero, zero, zero
+    acc, up = zero, zero
     row_scale, block_scale = _scales(by_row, live, group_stride, by_block, 0, GROUPS)
     up_scale = gl.load(by_up)
     for step in range(1, SPAN + 1):
@@ -196,10 +197,10 @@ def _by_gates(values, weights, ready, free, zero, by_row, live, group_stride, by
         next_row, next_block = _scales(by_row, live, group_stride, by_block, step, GROUPS)
         next_up = gl.load(by_up + gl.minimum(step, GROUPS - 1))
         mbarrier.wait(ready.index(slot), turn // STAGES & 1)
-        product = _begin(values, weights, slot, product, FIRST)
+        product = _begin(values, weights, slot, zero, FIRST)
         product = warpgroup_mma_wait(0, deps=[product])
         acc += product * (row_scale * block_scale)[:, None]
-        product = _begin(values, weights, slot, product, FIRST, _BLOCK)
+        product = _begin(values, weights, slot, zero, FIRST, _BLOCK)
         product, up = _end(product, up, row_scale * up_scale, free, slot, 0)
         row_scale, block_scale, up_scale = next_row, next_block, next_up
         turn += 1
