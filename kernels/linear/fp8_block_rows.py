@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -29,6 +28,7 @@ from tokenbus.kernels.launch import (
     next_power_of_2,
     release_successor,
     require,
+    shared_tiles,
     wait_for_inputs,
 )
 from tokenbus.kernels.quantize import GROUP
@@ -228,12 +228,10 @@ def multiply_block_rows(
     fusion: Fusion,
     out: Tensor,
     tuning: BlockRowsTuning,
-    arrivals: Tensor,
 ) -> None:
     """Write the product of few rows and a weight in blocks to `out`; see `fp8_linear`.
 
-    out: [M, N]. arrivals: int32 zeros, one for each 64 outputs if programs share them; zeros again
-    behind.
+    out: [M, N].
     """
     num_rows, width_out = out.shape
     height = next_power_of_2(max(num_rows, 16))
@@ -241,12 +239,8 @@ def multiply_block_rows(
     require(x.group_stride >= height, f"{x.group_stride} scales of a group, a tile has {height}")
     require(fusion.act is None or width_out % _OUTS.value == 0, f"gates of {width_out} outputs")
     span = ceil_div(values.shape[1], 2 * GROUP * tuning.splits) * 2
-    parts = None
-    if tuning.splits > 1:
-        require(tiles <= arrivals.numel(), f"{tiles} tiles share columns")
-        require(fusion.act is None, "gates are not split")
-        size = (tiles, tuning.splits, _OUTS.value, height)
-        parts = torch.empty(size, dtype=torch.float32, device=out.device)
+    require(tuning.splits == 1 or fusion.act is None, "gates are not split")
+    parts, arrivals = shared_tiles(tiles, tuning.splits, _OUTS.value * height, out.device)
     fp8_block_rows_kernel[(tiles, tuning.splits)](
         described(x.in_tiles, height),
         x.scales,

@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -45,6 +44,7 @@ from tokenbus.kernels.launch import (
     num_processors,
     release_successor,
     require,
+    shared_tiles,
     wait_for_inputs,
 )
 from tokenbus.kernels.linear.fp8_shapes import check_scales
@@ -330,22 +330,14 @@ def multiply_blocks(
     bias: Tensor | None,
     out: Tensor,
     tuning: BlocksTuning,
-    arrivals: Tensor,
 ) -> None:
     """Write the product of rows and a weight in blocks to `out`; see `fp8_linear`.
 
-    out: [M, N], bfloat16 or float16. arrivals: int32 zeros, two for each tile of 128 x 128 if
-    programs share one; zeros again behind.
+    out: [M, N], bfloat16 or float16.
     """
-    num_rows, width_out = out.shape
-    parts = None
-    if tuning.splits > 1:
-        tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, GROUP)
-        require(tuning.block_m == 128, f"tiles of {tuning.block_m} rows are not split")
-        require(2 * tiles <= arrivals.numel(), f"{tiles} tiles share columns")
-        size = (tiles, tuning.splits, tuning.block_m, GROUP)
-        parts = torch.empty(size, dtype=torch.float32, device=out.device)
-    _launch(x, values, scales, block_outputs, bias, out, tuning, parts=parts, arrivals=arrivals)
+    is_split = tuning.splits > 1
+    require(not is_split or tuning.block_m == 128, f"tiles of {tuning.block_m} rows are not split")
+    _launch(x, values, scales, block_outputs, bias, out, tuning)
 
 
 def gate_blocks(
@@ -395,13 +387,13 @@ def _launch(
     *,
     act: ActivationKind | None = None,
     by_group: QuantizedRows | None = None,
-    parts: Tensor | None = None,
-    arrivals: Tensor | None = None,
 ) -> None:
     """Write to `out` what tiles of its size hold, rounded to the scales of `by_group` if given."""
     num_rows, width_out = out.shape
-    items = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, GROUP) * tuning.splits
-    fp8_blocks_kernel[(min(num_processors(out.device), items),)](
+    tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, GROUP)
+    # Each group of warps has half a tile.
+    parts, arrivals = shared_tiles(2 * tiles, tuning.splits, _WAVE.value * GROUP, out.device)
+    fp8_blocks_kernel[(min(num_processors(out.device), tiles * tuning.splits),)](
         described(x.in_tiles, tuning.block_m),
         x.scales,
         x.group_stride,
