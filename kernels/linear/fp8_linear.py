@@ -148,7 +148,7 @@ def fp8_linear(
         tuning = choose_rows_tuning(
             num_rows, values.shape[1], width_out, fusion.role, blocks=block_outputs > 0
         )
-    check_scales(x, values, scales, block_outputs, tuning and tuning.block_k)
+    check_scales(x, values, scales, block_outputs, tuning.block_k if tuning else None)
     if isinstance(tuning, BlockRowsTuning):
         multiply_block_rows(x, values, scales, block_outputs, fusion, out, tuning)
         return out
