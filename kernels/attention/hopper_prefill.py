@@ -4,6 +4,8 @@ While a group weighs its scores, the matrix units multiply for the other one, an
 the tile before by their values; while it ends an item, the next one's keys are on their way.
 Written in Gluon, which has no interpreter: where that runs, on other GPUs and for other shapes
 there is `paged_prefill`.
+
+It is one file, past three hundred lines, because the parts of a kernel share tiles and barriers.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
