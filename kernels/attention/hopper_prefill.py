@@ -5,7 +5,7 @@ the tile before by their values; while it ends an item, the next one's keys are 
 Written in Gluon, which has no interpreter: where that runs, on other GPUs and for other shapes
 there is `paged_prefill`.
 
-It is one file, past three hundred lines, because the parts of a kernel share tiles and barriers.
+It is one file because the parts of a kernel share tiles and barriers.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
