@@ -16,7 +16,7 @@ from tokenbus.producer.contract.keys import WIRE_VERSION, shard_of
 from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.begin_batch import BeginBatch
-from tokenbus.producer.scripts.replies import LogReply, LogStatus
+from tokenbus.producer.scripts.replies import LogReply, LogStatus, read_log_reply
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -173,7 +173,7 @@ class LogScripts:
             batch=packed,
             told=told,
         )
-        return {int(number): _log_reply(reply) for number, *reply in answers}
+        return {int(number): read_log_reply(reply) for number, *reply in answers}
 
     async def append(self, items: Sequence[Append]) -> list[LogReply]:
         """Log new tokens and publish them, in the same server turn (R3).
@@ -190,7 +190,7 @@ class LogScripts:
         """
         packed, *clients = batch.pack()
         answers = await self._run("append", shard, packed, clients=clients)
-        return {int(number): _log_reply(reply) for number, *reply in answers}
+        return {int(number): read_log_reply(reply) for number, *reply in answers}
 
     async def end(self, items: Sequence[End]) -> list[LogReply]:
         """Write terminal entry and result, once per job, and publish the terminal event (R4).
@@ -293,7 +293,7 @@ class LogScripts:
         async def run(shard: int, part: Sequence[Any]) -> list[LogReply]:
             batch = to_json([pack(item) for item in part])
             answers = await self._run(name, shard, batch)
-            return [_log_reply(answer) for answer in answers]
+            return [read_log_reply(answer) for answer in answers]
 
         return await self._in_slices(items, run)
 
@@ -382,19 +382,6 @@ def _begun(item: Begin) -> LogReply:
     if item.end is not None:
         return LogReply(LogStatus.OK, item.epoch, last, item.end.finish)
     return LogReply(LogStatus.OK, item.epoch, last, entries=1 + len(item.tokens))
-
-
-def _log_reply(answer: list[Any]) -> LogReply:
-    """Read one item's answer."""
-    status, epoch, last, finish, entries, *epoch_before = answer
-    return LogReply(
-        LogStatus(status.decode()),
-        int(epoch),
-        int(last),
-        finish.decode(),
-        int(entries),
-        int(epoch_before[0]) if epoch_before else 0,
-    )
 
 
 def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | None:
