@@ -310,16 +310,7 @@ class LogScripts:
         )
 
     async def _begin_slice(self, shard: int, worker: str, items: Sequence[Begin]) -> list[LogReply]:
-        batch = BeginBatch()
-        for item in items:
-            batch.add(item.job_id, item.epoch, item.start, item.listen, item.version)
-            batch.tell(item.chat, item.prompt_tokens)
-            for each in item.tokens:
-                columns = (each.choice, each.start, each.text, each.ids, each.ends)
-                batch.tokens(*columns, each.logprobs, each.delta)
-            if item.end is not None:
-                batch.end(item.end.finish, item.end.result, item.end.told)
-        others = await self.begin_batch(shard, worker, batch)
+        others = await self.begin_batch(shard, worker, packed_begins(items))
         return [others.get(number) or _begun(item) for number, item in enumerate(items)]
 
     async def _append_slice(self, shard: int, items: Sequence[Append]) -> list[LogReply]:
@@ -367,6 +358,20 @@ class LogScripts:
                 for (number, _), reply in zip(part, answers, strict=True):
                     replies[number] = reply
         return [reply for reply in replies if reply is not None]
+
+
+def packed_begins(items: Sequence[Begin]) -> BeginBatch:
+    """Pack starts from nothing for one call."""
+    batch = BeginBatch()
+    for item in items:
+        batch.add(item.job_id, item.epoch, item.start, item.listen, item.version)
+        batch.tell(item.chat, item.prompt_tokens)
+        for each in item.tokens:
+            columns = (each.choice, each.start, each.text, each.ids, each.ends)
+            batch.tokens(*columns, each.logprobs, each.delta)
+        if item.end is not None:
+            batch.end(item.end.finish, item.end.result, item.end.told)
+    return batch
 
 
 def _told(chat: str, prompt_tokens: int) -> tuple[str | int, ...]:
