@@ -6,15 +6,15 @@
 --@use owning: take_out
 --@use webhooks: open_hook
 --@use usage: add_usage
---@use kept: note_kept touch_kept make_room fresh_ms
+--@use kept: note_kept make_room fresh_ms
 --@use dropping: drop_result
 --@use recent: note_ended write_ended
 -- What the completion of jobs changes in their pool, as two scripts do it: of jobs whose terminal entries
 -- stand, and of jobs that are answered whole in the same turn.
-local call, now = redis.call, now_ms()
+local now = now_ms()
 
 local function record_of(job)
-  return call('HMGET', K.job .. job, 'state', 'owner', 'tenant', 'priority', 'weight',
+  return redis.call('HMGET', K.job .. job, 'state', 'owner', 'tenant', 'priority', 'weight',
     'charge', 'dead', 'callback', 'flag', 'deadline', 'idem', 'v', 'digest', 'epoch', 'attempts',
     'created', 'stamps')
 end
@@ -43,13 +43,13 @@ local function write_done(job, record, finish)
   if record[12] then
     kept[11], kept[12] = 'v', record[12]
   end
-  call('DEL', key)
-  call('HSET', key, unpack(kept))
+  redis.call('DEL', key)
+  redis.call('HSET', key, unpack(kept))
   if record[11] and record[11] ~= '' then
-    call('HSET', key, 'idem', record[11])
+    redis.call('HSET', key, 'idem', record[11])
   end
   if record[15] and record[15] ~= '0' then
-    call('HSET', key, 'attempts', record[15])
+    redis.call('HSET', key, 'attempts', record[15])
   end
 end
 
@@ -63,13 +63,13 @@ local function first_step(number, job, record, lived, finish, actual, failed, pr
     stop_waiting(job, tenant, priority)
   end
   if failed == 1 and not record[7] then
-    dead_letter(job, tenant, finish, call('HGET', K.job .. job, 'request') or '', now)
+    dead_letter(job, tenant, finish, redis.call('HGET', K.job .. job, 'request') or '', now)
   end
   if record[8] then
     open_hook(job, tenant, record[8], finish, now)
   end
   if record[10] or state == 'delayed' then
-    call('ZREM', K.due, 'd:' .. job, 'n:' .. job)
+    redis.call('ZREM', K.due, 'd:' .. job, 'n:' .. job)
   end
   if not record[7] then
     note_ended(job, tenant, priority, record[16], finish, failed, prompt, cached, completion,
@@ -94,9 +94,9 @@ local function keep_result(job, record, bytes, record_ms)
   if bytes then
     note_kept(job, record[3] or '', bytes, now)
   end
-  call('PEXPIRE', K.job .. job, record_ms)
+  redis.call('PEXPIRE', K.job .. job, record_ms)
   if record[11] and record[11] ~= '' then
-    call('PEXPIRE', K.idem .. record[11], record_ms)
+    redis.call('PEXPIRE', K.idem .. record[11], record_ms)
   end
 end
 
