@@ -45,6 +45,7 @@ from tokenbus.worker.pool.status_writer import StatusWriter
 from tokenbus.worker.publishing.build import start_publishers
 from tokenbus.worker.session import Session
 from tokenbus.worker.tokenizer import load_tokenizer
+from tokenbus.worker.tracing.traced_job import JobSpans
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
     from tokenbus.worker.settings import WorkerSettings
+    from tokenbus.worker.tracing.span_link import SpanLink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +82,19 @@ class Parts:
 
 
 def join_pool(
-    settings: WorkerSettings, server: Server, *, worker: str, held_jobs: HeldJobs, metrics: Metrics
+    settings: WorkerSettings,
+    server: Server,
+    *,
+    worker: str,
+    held_jobs: HeldJobs,
+    metrics: Metrics,
+    span_link: SpanLink | None,
 ) -> PoolMember:
-    """Make what the parts share; the session is not open yet."""
+    """Make what the parts share; the session is not open yet.
+
+    Without a `span_link` spans are made in this process, for a provider of OpenTelemetry that may
+    be there.
+    """
     scripts = Scripts(
         server.redis,
         settings.pool,
@@ -97,7 +109,7 @@ def join_pool(
         completion=JobCompletion(scripts, _retention(settings)),
         held_jobs=held_jobs,
         metrics=metrics,
-        traces=JobTraces(settings.pool, worker),
+        traces=JobTraces((span_link or JobSpans(settings.pool, worker)).tell),
     )
 
 

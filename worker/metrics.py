@@ -80,19 +80,15 @@ class Metrics:
             self.peak_running = max(self.peak_running, running)
             self.peak_waiting = max(self.peak_waiting, waiting)
 
-    def left(self, priority: int, tenant: str, outcome: str) -> None:
-        """Count a job that leaves this worker."""
-        self.ends[priority, self._label(tenant), outcome] += 1
+    def left(self, priority: int, tenant: str, outcome: str, **tokens: int) -> None:
+        """Count a job that leaves this worker, and the tokens of an ended one by kind.
 
-    def spent(self, priority: int, tenant: str, **tokens: int) -> None:
-        """Count the tokens of an ended job by kind."""
-        label, counts = self._label(tenant), self.job_tokens
+        A share is counted for its tenant.
+        """
+        label = self.tenants.of(whole_tenant(tenant))
+        self.ends[priority, label, outcome] += 1
         for kind, num_tokens in tokens.items():
-            counts[priority, label, kind] += num_tokens
-
-    def _label(self, tenant: str) -> str:
-        """Return the label of a tenant; a share has that of its tenant."""
-        return self.tenants.of(whole_tenant(tenant))
+            self.job_tokens[priority, label, kind] += num_tokens
 
     def as_dict(self) -> dict[str, int]:
         """Return all counters by name; ends of engines by their causes."""
