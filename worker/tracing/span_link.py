@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.tracing.traced_job import TracedJob
 
 # Jobs that leave within it go in one message; a collector gets spans every few seconds.
-_GATHER_S = 0.1
+GATHER_S = 0.1
 _RESTART_S = 1.0
 # 20,000 jobs: a process that is so far behind is told of no more until it has caught up.
 _MAX_UNREAD_BYTES = 4 << 20
@@ -38,7 +38,7 @@ class SpanLink:
     def tell(self, job: TracedJob) -> None:
         """Tell of a job, together with those that leave soon after it."""
         if not self._waiting:
-            asyncio.get_running_loop().call_later(_GATHER_S, self._send)
+            asyncio.get_running_loop().call_later(GATHER_S, self._send)
         self._waiting.append(job)
 
     async def run(self) -> None:
@@ -79,6 +79,5 @@ class SpanLink:
     def _send(self) -> None:
         jobs, self._waiting = self._waiting, []
         transport = self._transport
-        if jobs and transport is not None:
-            if transport.get_write_buffer_size() < _MAX_UNREAD_BYTES:
-                transport.write(MESSAGES.encode(Left(jobs)))
+        if jobs and transport and transport.get_write_buffer_size() < _MAX_UNREAD_BYTES:
+            transport.write(MESSAGES.encode(Left(jobs)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tokenbus.producer.telemetry.trace_setup import send_traces
 from tokenbus.worker import logs
@@ -41,13 +41,13 @@ def _messages(sock: socket.socket) -> Iterator[Begin | Left]:
         yield from map(MESSAGES.decode, frames.feed(chunk))
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> NoReturn:
     """Take the socket's descriptor, and tell of jobs until the worker hangs up."""
     ignore_signals()
     messages = _messages(socket.socket(fileno=int(argv[0])))
     begin = next(messages, None)
     if not isinstance(begin, Begin):
-        return 1
+        leave(1)
     # The worker writes these lines into its log, in its form.
     logs.configure(begin.log_level, "json")
     logs.take_library_logs()
@@ -64,4 +64,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])
