@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from servers.fixtures import pool, redis_url, server
+from servers.fixtures import pool, redis_url, valkey_server
 from workers.null_workers import follow, null_settings, until
 
 from tokenbus.producer.client.async_client import AsyncClient
@@ -22,7 +22,7 @@ from tokenbus.worker.supervisor import Worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["pool", "redis_url", "server"]
+__all__ = ["pool", "redis_url", "valkey_server"]
 
 requests = pytest.importorskip(
     "opentelemetry.proto.collector.trace.v1.trace_service_pb2",
