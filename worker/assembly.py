@@ -16,7 +16,6 @@ from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
-from tokenbus.worker.held.job_traces import JobTraces
 from tokenbus.worker.held.pool_member import PoolMember
 from tokenbus.worker.held.served_model import ServedModel
 from tokenbus.worker.jobs.engine_reports import EngineReports
@@ -45,7 +44,6 @@ from tokenbus.worker.pool.status_writer import StatusWriter
 from tokenbus.worker.publishing.build import start_publishers
 from tokenbus.worker.session import Session
 from tokenbus.worker.tokenizer import load_tokenizer
-from tokenbus.worker.tracing.traced_job import JobSpans
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -55,12 +53,12 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_jobs import HeldJobs
+    from tokenbus.worker.held.job_traces import JobTraces
     from tokenbus.worker.life import WorkerLife
     from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
     from tokenbus.worker.settings import WorkerSettings
-    from tokenbus.worker.tracing.span_link import SpanLink
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +86,9 @@ def join_pool(
     worker: str,
     held_jobs: HeldJobs,
     metrics: Metrics,
-    span_link: SpanLink | None,
+    traces: JobTraces,
 ) -> PoolMember:
-    """Make what the parts share; the session is not open yet.
-
-    Without a `span_link` spans are made in this process, for a provider of OpenTelemetry that may
-    be there.
-    """
+    """Make what the parts share; the session is not open yet."""
     scripts = Scripts(
         server.redis,
         settings.pool,
@@ -109,7 +103,7 @@ def join_pool(
         completion=JobCompletion(scripts, _retention(settings)),
         held_jobs=held_jobs,
         metrics=metrics,
-        traces=JobTraces((span_link or JobSpans(settings.pool, worker)).tell),
+        traces=traces,
     )
 
 
@@ -186,11 +180,7 @@ def _status_writer(
 ) -> StatusWriter:
     """Build what tells the pool how this worker is and whose model it has."""
     return StatusWriter(
-        member,
-        costs=jobs.page_budget.costs,
-        engine=engine,
-        life=life,
-        limits=limits,
+        member, costs=jobs.page_budget.costs, engine=engine, life=life, limits=limits
     )
 
 

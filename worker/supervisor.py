@@ -34,6 +34,7 @@ from tokenbus.worker.engine.start_phases import log_phase
 from tokenbus.worker.engine.supervisor import EngineSupervisor
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.held.held_jobs import HeldJobs
+from tokenbus.worker.held.job_traces import JobTraces
 from tokenbus.worker.life import WorkerLife
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.pool.start_status import StartStatus
@@ -41,7 +42,7 @@ from tokenbus.worker.start_check import check_worker
 from tokenbus.worker.stop_request import StopRequest
 from tokenbus.worker.tokenizer import import_library
 from tokenbus.worker.tracing.span_link import SpanLink
-from tokenbus.worker.tracing.traced_job import Begin
+from tokenbus.worker.tracing.traced_job import JobSpans, SpanDestination
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -258,7 +259,7 @@ class Worker:
             worker=self.name,
             held_jobs=self._held_jobs,
             metrics=self.metrics,
-            span_link=self._span_link,
+            traces=JobTraces((self._span_link or JobSpans(self.settings.pool, self.name)).tell),
         )
         parts = await assemble(
             member,
@@ -348,7 +349,7 @@ def _span_link(settings: WorkerSettings, worker: str) -> SpanLink | None:
     if settings.trace_endpoint is None:
         return None
     return SpanLink(
-        Begin(
+        SpanDestination(
             endpoint=settings.trace_endpoint,
             pool=settings.pool,
             worker=worker,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tokenbus.worker.logs import get_logger, relay
 from tokenbus.worker.process.child import kill, spawn
 from tokenbus.worker.process.child_output import ChildOutput
 from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.tracing.span_process import FLUSH_S
-from tokenbus.worker.tracing.traced_job import MESSAGES, Begin, Left
+from tokenbus.worker.tracing.traced_job import MESSAGES, Left, SpanDestination
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -29,8 +29,8 @@ _MODULE = "tokenbus.worker.tracing.span_process"
 class SpanLink:
     """Tells a span process of jobs. While there is none, or it is far behind, jobs go untold."""
 
-    def __init__(self, begin: Begin) -> None:
-        self._begin = begin
+    def __init__(self, destination: SpanDestination) -> None:
+        self._destination = destination
         self._waiting: list[TracedJob] = []
         self._transport: asyncio.Transport | None = None
         self.pid: int | None = None
@@ -41,13 +41,16 @@ class SpanLink:
             asyncio.get_running_loop().call_later(GATHER_S, self._send)
         self._waiting.append(job)
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Keep a span process, and start another where it ends; cancelled, let it send the rest."""
         log = get_logger()
         while True:
-            async with self._process() as (process, ended):
-                await ended.wait()
-            log.warning("traces.interrupted", exit_status=process.returncode)
+            try:
+                async with self._process() as (process, ended):
+                    await ended.wait()
+                log.warning("traces.interrupted", exit_status=process.returncode)
+            except OSError as error:
+                log.warning("traces.interrupted", reason=str(error))
             await asyncio.sleep(_RESTART_S)
 
     @contextlib.asynccontextmanager
@@ -61,7 +64,7 @@ class SpanLink:
             )
         finally:
             output.began()
-        transport.write(MESSAGES.encode(self._begin))
+        transport.write(MESSAGES.encode(self._destination))
         self._transport, self.pid = transport, process.pid
         try:
             yield process, ended

@@ -16,7 +16,7 @@ from tokenbus.producer.telemetry.trace_setup import send_traces
 from tokenbus.worker import logs
 from tokenbus.worker.process.child import ignore_signals, leave
 from tokenbus.worker.process.frames import FrameReader
-from tokenbus.worker.tracing.traced_job import MESSAGES, Begin, JobSpans
+from tokenbus.worker.tracing.traced_job import MESSAGES, JobSpans, SpanDestination
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ FLUSH_S = 5.0
 _READ_BYTES = 1 << 16
 
 
-def _messages(sock: socket.socket) -> Iterator[Begin | Left]:
+def _messages(sock: socket.socket) -> Iterator[SpanDestination | Left]:
     """Yield what the worker says until it hangs up."""
     frames = FrameReader()
     while True:
@@ -45,17 +45,17 @@ def main(argv: list[str]) -> NoReturn:
     """Take the socket's descriptor, and tell of jobs until the worker hangs up."""
     ignore_signals()
     messages = _messages(socket.socket(fileno=int(argv[0])))
-    begin = next(messages, None)
-    if not isinstance(begin, Begin):
+    destination = next(messages, None)
+    if not isinstance(destination, SpanDestination):
         leave(1)
     # The worker writes these lines into its log, in its form.
-    logs.configure(begin.log_level, "json")
+    logs.configure(destination.log_level, "json")
     logs.take_library_logs()
-    logs.bind(worker_id=begin.worker)
-    flush = send_traces(begin.endpoint, "worker", begin.pool)
-    spans = JobSpans(begin.pool, begin.worker)
+    logs.bind(worker_id=destination.worker)
+    flush = send_traces(destination.endpoint, "worker", destination.pool)
+    spans = JobSpans(destination.pool, destination.worker)
     for message in messages:
-        if not isinstance(message, Begin):
+        if not isinstance(message, SpanDestination):
             for job in message.jobs:
                 spans.tell(job)
     threading.Timer(FLUSH_S, leave, (1,)).start()

@@ -47,7 +47,7 @@ class TracedJob(msgspec.Struct, array_like=True, kw_only=True):
     parse_s: float | None
 
 
-class Begin(msgspec.Struct, tag="begin", array_like=True, kw_only=True):
+class SpanDestination(msgspec.Struct, tag="destination", array_like=True, kw_only=True):
     """First message to a span process: where spans go, and what they are said to come from."""
 
     endpoint: str
@@ -57,7 +57,7 @@ class Begin(msgspec.Struct, tag="begin", array_like=True, kw_only=True):
 
     def __repr__(self) -> str:
         """Name pool and worker; the endpoint may hold a secret."""
-        return f"Begin(pool={self.pool!r}, worker={self.worker!r})"
+        return f"SpanDestination(pool={self.pool!r}, worker={self.worker!r})"
 
 
 class Left(msgspec.Struct, tag="left", array_like=True):
@@ -66,7 +66,7 @@ class Left(msgspec.Struct, tag="left", array_like=True):
     jobs: list[TracedJob]
 
 
-MESSAGES = Framing[Begin | Left](Begin | Left)
+MESSAGES = Framing[SpanDestination | Left](SpanDestination | Left)
 
 
 class JobSpans:
