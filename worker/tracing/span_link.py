@@ -57,27 +57,26 @@ class SpanLink:
     async def _process(self) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.Event]]:
         """Run a process within the context; the event says that it has ended by itself."""
         ended = asyncio.Event()
-        output = ChildOutput(lambda line: relay(line, "traces.said"))
-        try:
-            process, transport = await spawn(
-                _MODULE, lambda: FrameReceiver(lambda _: None, ended.set), output
-            )
-        finally:
-            output.began()
-        transport.write(MESSAGES.encode(self._destination))
-        self._transport, self.pid = transport, process.pid
-        try:
-            yield process, ended
-        finally:
-            self._send()
-            self._transport = self.pid = None
-            # What it has not read yet still goes to it.
-            transport.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2 * FLUSH_S):
-                    await process.wait()
-            kill(process)
-            output.close()
+        with contextlib.closing(ChildOutput(lambda line: relay(line, "traces.said"))) as output:
+            try:
+                process, transport = await spawn(
+                    _MODULE, lambda: FrameReceiver(lambda _: None, ended.set), output
+                )
+            finally:
+                output.began()
+            transport.write(MESSAGES.encode(self._destination))
+            self._transport, self.pid = transport, process.pid
+            try:
+                yield process, ended
+            finally:
+                self._send()
+                self._transport = self.pid = None
+                # What it has not read yet still goes to it.
+                transport.close()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(2 * FLUSH_S):
+                        await process.wait()
+                kill(process)
 
     def _send(self) -> None:
         jobs, self._waiting = self._waiting, []
