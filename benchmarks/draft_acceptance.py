@@ -10,8 +10,8 @@ compared with what came; no model runs. Answers that loop are left out, as in `s
 Told are, by what speaks for a guess (tokens alike), how often its first token is right, and of
 drafts of 1, 3, 7 and 15 tokens behind every token how many are right on average. Then what a step
 of drafts may cost, in plain steps, and the speed that comes of it beside plain steps alone: with
-the planner's choice, and with that of an oracle. That one knows what comes, goes on from the best of
-all places in prompt, answer and corpus that have the last two tokens alike, and spends a row on
+the planner's choice, and with that of an oracle. That one knows what comes, goes on from the best
+of all places in prompt, answer and corpus that have the last two tokens alike, and spends a row on
 nothing that is wrong: no drafts from these texts are faster.
 """
 
@@ -161,13 +161,9 @@ def most_right(earlier: Sequence[Text], text: Text) -> list[int]:
     for place, token in enumerate(answer):
         come = answer[place : place + MAX_DRAFT]
         found = places.get((known[-2], known[-1]), []) if place else []
-        # The newest pair would only find itself.
-        most.append(
-            max(
-                (_alike(known[at : at + MAX_DRAFT], come) for at in found if at < len(known)),
-                default=0,
-            )
-        )
+        # The newest pair would only find itself; what runs into it has a period.
+        rests = ([*known[at : at + MAX_DRAFT], *come] for at in found if at < len(known))
+        most.append(max((_alike(rest, come) for rest in rests), default=0))
         take(token)
     return most
 
