@@ -16,6 +16,7 @@ from tokenbus.kernels.launch import (
     require,
     require_contiguous,
 )
+from tokenbus.kernels.linear.few_rows import few_rows, takes_few_rows
 from tokenbus.kernels.linear.matvec import matvec_kernel
 from tokenbus.kernels.linear.small_matmul import small_matmul_kernel
 from tokenbus.kernels.linear.table import LinearRole, LinearTuning, choose_tuning
@@ -87,10 +88,16 @@ def _check(x: Tensor, weight: Tensor, fusion: Fusion, num_rows: int, width_out: 
     require_contiguous(x=x, weight=weight)
 
 
+def _normed(x: Tensor, fusion: Fusion) -> Tensor:
+    """Return x behind the norm of a fusion, in a launch of its own."""
+    if fusion.norm_weight is None:
+        return x
+    return rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
+
+
 def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:
     """Compute the same through cuBLAS, one kernel per step."""
-    if fusion.norm_weight is not None:
-        x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
+    x = _normed(x, fusion)
     if out_dtype == torch.float32:
         value = wide_linear(x, weight, fusion.bias)
     else:
@@ -147,6 +154,11 @@ def small_linear(
     width_out = weight.shape[0] // (2 if fusion.act else 1)
     _check(x, weight, fusion, num_rows, width_out)
     dtype = out.dtype if out is not None else out_dtype or x.dtype
+    layout = takes_few_rows(x, fusion) if tuning is None and dtype == x.dtype else None
+    if layout is not None:
+        if out is None:
+            out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
+        return few_rows(_normed(x, fusion), weight, fusion, layout, out)
     tuning = tuning or choose_tuning(num_rows, width_in, width_out, fusion.role)
     if num_rows == 1 and fusion.among is not None:
         return _row_summed(x, weight, fusion, fusion.among, tuning)
@@ -157,8 +169,7 @@ def small_linear(
         # Layouts were swept in 16 bits, and some fill the shared memory.
         tuning = replace(tuning, stages=max(1, tuning.stages // 2))
     if tuning.norm_apart and fusion.norm_weight is not None:
-        x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
-        fusion = replace(fusion, norm_weight=None)
+        x, fusion = _normed(x, fusion), replace(fusion, norm_weight=None)
     if out is None:
         out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
     tensors = (fusion.residual, fusion.norm_weight, out)

@@ -1,0 +1,76 @@
+"""Products of few rows whose weights go straight into matrix instructions, against the twin."""
+
+import pytest
+import torch
+from models.paged_batch import DEVICE, HALF, assert_close
+
+from tokenbus.kernels import reference
+from tokenbus.kernels.activation import ActivationKind
+from tokenbus.kernels.linear.few_rows import FewRowsLayout, few_rows, takes_few_rows
+from tokenbus.kernels.linear.small_linear import Fusion
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
+LAYOUTS = [FewRowsLayout(), FewRowsLayout(num_warps=8), FewRowsLayout(part=128, ahead=1)]
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Draw on the CPU, so that every device tests the same numbers."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=rng).to(DEVICE, HALF)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of other devices")
+def test_other_devices_are_not_asked() -> None:
+    """Rows go through the kernels of all devices where these are not at home."""
+    assert takes_few_rows(randn(4, 4096), Fusion()) is None
+
+
+@needs_gpu
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("act", [None, "silu"])
+@pytest.mark.parametrize("rows", [2, 7, 16, 32])
+def test_few_rows_equal_twin(rows: int, act: ActivationKind | None, layout: FewRowsLayout) -> None:
+    """Rows and outputs that fill no tile leave no trace."""
+    inputs, outputs = 2048, 1000
+    width = outputs * (2 if act else 1)
+    x, weight = randn(rows, inputs), randn(width, inputs, seed=1) * inputs**-0.5
+    bias = randn(width, seed=2)
+    around = torch.full((rows + 1, outputs), 7.0, dtype=HALF, device=DEVICE)
+    got = few_rows(x, weight, Fusion(bias=bias, act=act), layout, around[:rows])
+    assert_close(got, reference.fused_linear(x, weight, bias=bias, act=act), HALF)
+    assert (around[rows] == 7).all()
+
+
+@needs_gpu
+def test_residual_is_added_to() -> None:
+    """The sum stands in the residual, and its rounded numbers are the result."""
+    x, weight = randn(5, 1024), randn(528, 1024, seed=1) / 32
+    residual = randn(5, 528, seed=2).float()
+    expected = residual + reference.fused_linear(x, weight).float()
+    got = few_rows(
+        x,
+        weight,
+        Fusion(residual=residual),
+        FewRowsLayout(),
+        torch.empty_like(x[:, :528]).contiguous(),
+    )
+    assert_close(residual, expected, HALF)
+    assert torch.equal(got, residual.to(HALF))
+
+
+@needs_gpu
+def test_row_does_not_depend_on_the_others() -> None:
+    """What a row comes to is the same to the bit, however many rows there are."""
+    x, weight = randn(32, 2048), randn(512, 2048, seed=1) / 45
+    of_all = [
+        few_rows(
+            part,
+            weight,
+            Fusion(),
+            FewRowsLayout(),
+            torch.empty(len(part), 512, dtype=HALF, device=DEVICE),
+        )
+        for part in (x[:2], x[:8], x[:16], x)
+    ]
+    for few in of_all[:-1]:
+        assert torch.equal(few, of_all[-1][: len(few)])
