@@ -4,8 +4,8 @@ Usage: python -P benchmarks/draft_acceptance.py [--model smollm2-135m] [--answer
        [--corpus 0 20 100] [--temperature 0.7] [--json FILE]
 
 Answers of a support desk are drawn without speculation. Then the drafters are asked behind every
-token of the later ones, with so many of the earlier answers in the corpus, and what they say is
-compared with what came; no model runs. Answers that loop are left out, as in `speculation.py`.
+token of the later ones, with so many earlier answers in the corpus at first, which grows by each,
+and what they say is compared with what came; no model runs. Answers that loop are left out, as in `speculation.py`.
 
 Told are, by what speaks for a guess (tokens alike), how often its first token is right, and of
 drafts of 1, 3, 7 and 15 tokens behind every token how many are right on average. Then what a step
@@ -244,8 +244,8 @@ def main() -> None:
     for size in args.corpus:
         earlier, chances = texts[max(args.corpus) - size : max(args.corpus)], Chances()
         for key, text in enumerate(asked):
-            chances.ask(earlier, text, key)
-        most = [most_right(earlier, text) for text in asked]
+            chances.ask([*earlier, *asked[:key]], text, key)
+        most = [most_right([*earlier, *asked[:key]], text) for key, text in enumerate(asked)]
         row: dict[str, Any] = {
             "corpus": size, "answers": len(asked), "tokens": num_tokens,
             "looped": args.answers - len(texts), **chances.told(),

@@ -31,18 +31,21 @@ if TYPE_CHECKING:
 
     from tokenbus.kernels.linear.small_linear import Fusion
 
-# Outputs of a program: the height of a matrix instruction.
+# Outputs of a tile: the height of a matrix instruction.
 _OUTS = gl.constexpr(16)
 
 
 @dataclass(frozen=True, slots=True)
 class FewRowsLayout:
-    """Columns of the weights are dealt out to `num_warps`, `part` of them to each at a time.
+    """How a product is laid out on the chip.
 
-    ahead: pieces of the weights on their way; part: 64 or a multiple.
+    tiles: of 16 outputs each, that a program has. Columns of the weights are dealt out to
+    `num_warps`, `part` of them, 64 or a multiple, to each at a time. ahead: such pieces of each
+    tile that are on their way.
     """
 
-    num_warps: int = 4
+    tiles: int = 2
+    num_warps: int = 8
     part: int = 64
     ahead: int = 2
 
@@ -60,89 +63,125 @@ def _cube(first, second, third):
 
 
 @gluon.jit
-def _load_weights(place, step, between, ACT: gl.constexpr):
-    """Ask for a piece of the weights, and for that of the outputs that they gate."""
-    weights = gl.load(place + step, eviction_policy="evict_first")
-    others = weights
-    if ACT != "none":
-        others = gl.load(place + between + step, eviction_policy="evict_first")
-    return weights, others
+def _load_pieces(weight, first, within, start, N, K: gl.constexpr, TILES: gl.constexpr,
+                 GATED: gl.constexpr):  # fmt: skip
+    """Ask for some columns of all tiles, and of the outputs that they gate."""
+    pieces = ()
+    for tile in gl.static_range(TILES):
+        # A tile behind the last is computed like that one.
+        out = gl.minimum(first + tile * _OUTS, N - _OUTS).to(gl.int64)
+        place = weight + out * K + start
+        pieces += (gl.load(place + within, eviction_policy="evict_first"),)
+        if GATED:
+            pieces += (gl.load(place + N.to(gl.int64) * K + within, eviction_policy="evict_first"),)
+    return pieces
 
 
 @gluon.jit
-def _add_products(weights, value, acc, acc_up, ACT: gl.constexpr):
-    acc = mma_v2(weights[0], value, acc)
-    if ACT != "none":
-        acc_up = mma_v2(weights[1], value, acc_up)
-    return acc, acc_up
+def _load_rows(x, norm_weight, source, cols, some, start, squares, HAS_NORM: gl.constexpr,
+               ADD_ONE: gl.constexpr):  # fmt: skip
+    """Load some columns of x, scaled for the norm, and add up their squares."""
+    value = gl.load(x + start + source, mask=some, other=0.0)
+    if HAS_NORM:
+        wide = value.to(gl.float32)
+        squares += wide * wide
+        scale = gl.expand_dims(gl.load(norm_weight + start + cols), 2).to(gl.float32)
+        if ADD_ONE:
+            scale += 1.0
+        value = (wide * scale).to(value.dtype)
+    return value, squares
 
 
 @gluon.jit
-def _load_shift(bias, outs, N, HAS_BIAS: gl.constexpr):
-    shift = gl.zeros_like(outs).to(gl.float32)
+def _add_products(pieces, value, sums):
+    added = ()
+    for place in gl.static_range(len(sums)):
+        added += (mma_v2(pieces[place], value, sums[place]),)
+    return added
+
+
+@gluon.jit
+def _finished(acc, norm, bias, outs, end, HAS_BIAS: gl.constexpr):
+    """Return the sums of a tile, [16, ROWS], with the norm's factor and the bias."""
+    y = gl.sum(acc, axis=0) * norm
     if HAS_BIAS:
-        shift = gl.load(bias + outs, mask=outs < N, other=0.0).to(gl.float32)
-    return gl.expand_dims(shift, 1)
+        shift = gl.load(bias + outs, mask=outs < end, other=0.0).to(gl.float32)
+        y += gl.expand_dims(shift, 1)
+    return y
 
 
 @gluon.jit(do_not_specialize=["M"])
 def few_rows_kernel(
-    x, weight, bias, residual, out, M, N, K: gl.constexpr, ROWS: gl.constexpr,
-    WARPS: gl.constexpr, PART: gl.constexpr, AHEAD: gl.constexpr, HAS_BIAS: gl.constexpr,
-    HAS_RESIDUAL: gl.constexpr, ACT: gl.constexpr, PDL: gl.constexpr,
+    x, weight, bias, residual, norm_weight, out, M, N, eps, K: gl.constexpr, ROWS: gl.constexpr,
+    TILES: gl.constexpr, WARPS: gl.constexpr, PART: gl.constexpr, AHEAD: gl.constexpr,
+    HAS_BIAS: gl.constexpr, HAS_RESIDUAL: gl.constexpr, HAS_NORM: gl.constexpr,
+    ADD_ONE: gl.constexpr, ACT: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
-    """Compute [M, 16] outputs: bias, gate and residual behind."""
+    """Compute [M, 16 TILES] outputs: norm in front, bias, gate and residual behind."""
     release_successor(PDL)
     mma: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1, 1], [1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, 8)
     right: gl.constexpr = gl.DotOperandLayout(1, mma, 8)
+    flat: gl.constexpr = gl.SliceLayout(0, mma)
+    GATED: gl.constexpr = ACT != "none"
     WIDTH: gl.constexpr = WARPS * PART
-    first = gl.program_id(0) * _OUTS
+    first = gl.program_id(0) * (TILES * _OUTS)
     warps = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, left)))
-    outs = first + gl.arange(0, _OUTS, layout=gl.SliceLayout(0, gl.SliceLayout(2, left)))
+    outs = gl.arange(0, _OUTS, layout=gl.SliceLayout(0, gl.SliceLayout(2, left)))
     cols = gl.arange(0, PART, layout=gl.SliceLayout(0, gl.SliceLayout(1, left)))
-    # Outputs that are not there are computed like the last one.
-    place = weight + _cube(warps * PART, gl.minimum(outs, N - 1).to(gl.int64) * K, cols)
-    between = N.to(gl.int64) * K
+    within = _cube(warps * PART, outs * K, cols)
     coming = ()
     for turn in gl.static_range(AHEAD):
-        coming += (_load_weights(place, turn * WIDTH, between, ACT),)
+        coming += (_load_pieces(weight, first, within, turn * WIDTH, N, K, TILES, GATED),)
     warps = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, right)))
     cols = gl.arange(0, PART, layout=gl.SliceLayout(0, gl.SliceLayout(2, right)))
     rows = gl.arange(0, ROWS, layout=gl.SliceLayout(0, gl.SliceLayout(1, right)))
-    source = x + _cube(warps * PART, cols, rows * K)
+    source = _cube(warps * PART, cols, rows * K)
     some = gl.expand_dims(gl.expand_dims(rows < M, 0), 1)
-    acc = gl.zeros([WARPS, _OUTS, ROWS], gl.float32, layout=mma)
-    acc_up = gl.zeros([WARPS, _OUTS, ROWS], gl.float32, layout=mma)
+    cols = gl.expand_dims(warps * PART, 1) + gl.expand_dims(cols, 0)
+    squares = gl.zeros([WARPS, PART, ROWS], gl.float32, layout=right)
+    sums = ()
+    for _ in gl.static_range(2 * TILES if GATED else TILES):
+        sums += (gl.zeros([WARPS, _OUTS, ROWS], gl.float32, layout=mma),)
     wait_for_inputs(PDL)
     for start in range(0, K - AHEAD * WIDTH, AHEAD * WIDTH):
         following = ()
         for turn in gl.static_range(AHEAD):
-            value = gl.load(source + (start + turn * WIDTH), mask=some, other=0.0)
-            acc, acc_up = _add_products(coming[turn], value, acc, acc_up, ACT)
-            step = start + (turn + AHEAD) * WIDTH
-            following += (_load_weights(place, step, between, ACT),)
+            value, squares = _load_rows(x, norm_weight, source, cols, some, start + turn * WIDTH,
+                                        squares, HAS_NORM, ADD_ONE)  # fmt: skip
+            sums = _add_products(coming[turn], value, sums)
+            following += (_load_pieces(weight, first, within, start + (turn + AHEAD) * WIDTH, N, K,
+                                       TILES, GATED),)  # fmt: skip
         coming = following
     for turn in gl.static_range(AHEAD):
-        value = gl.load(source + (K - (AHEAD - turn) * WIDTH), mask=some, other=0.0)
-        acc, acc_up = _add_products(coming[turn], value, acc, acc_up, ACT)
-    flat: gl.constexpr = gl.SliceLayout(0, mma)
-    outs = first + gl.arange(0, _OUTS, layout=gl.SliceLayout(1, flat))
-    rows = gl.arange(0, ROWS, layout=gl.SliceLayout(0, flat))
-    y = gl.sum(acc, axis=0) + _load_shift(bias, outs, N, HAS_BIAS)
-    if ACT != "none":
-        y = gate(y, ACT) * (gl.sum(acc_up, axis=0) + _load_shift(bias + N, outs, N, HAS_BIAS))
-    mask = (outs < N)[:, None] & (rows < M)[None, :]
-    at = rows[None, :] * N + outs[:, None]
-    if HAS_RESIDUAL:
-        y += gl.load(residual + at, mask=mask, other=0.0)
-        gl.store(residual + at, y, mask=mask)
-    gl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+        value, squares = _load_rows(x, norm_weight, source, cols, some, K - (AHEAD - turn) * WIDTH,
+                                    squares, HAS_NORM, ADD_ONE)  # fmt: skip
+        sums = _add_products(coming[turn], value, sums)
+    norm = 1.0
+    if HAS_NORM:
+        total = gl.sum(gl.sum(squares, axis=1), axis=0)
+        norm = gl.convert_layout(gl.rsqrt(total / K + eps), gl.SliceLayout(0, flat))
+        norm = gl.expand_dims(norm, 0)
+    rows = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(0, flat)), 0)
+    for tile in gl.static_range(TILES):
+        outs = first + tile * _OUTS + gl.arange(0, _OUTS, layout=gl.SliceLayout(1, flat))
+        if GATED:
+            y = gate(_finished(sums[2 * tile], norm, bias, outs, N, HAS_BIAS), ACT)
+            y *= _finished(sums[2 * tile + 1], norm, bias + N, outs, N, HAS_BIAS)
+        else:
+            y = _finished(sums[tile], norm, bias, outs, N, HAS_BIAS)
+        outs = gl.expand_dims(outs, 1)
+        mask = (outs < N) & (rows < M)
+        at = rows * N + outs
+        if HAS_RESIDUAL:
+            y += gl.load(residual + at, mask=mask, other=0.0)
+            gl.store(residual + at, y, mask=mask)
+        gl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
 
 
-def takes_few_rows(x: Tensor, fusion: Fusion) -> FewRowsLayout | None:
+def takes_few_rows(x: Tensor, width_out: int, fusion: Fusion) -> FewRowsLayout | None:
     """Return the layout in which rows x [M, K] are multiplied, None where others are faster."""
-    if x.shape[0] == 1 or fusion.among is not None or x.element_size() != 2:
+    if x.shape[0] == 1 or fusion.among is not None or x.element_size() != 2 or width_out % 16:
         return None
     layout = FewRowsLayout()
     return layout if is_hopper(x.device) and layout.divides(x.shape[1]) else None
@@ -151,30 +190,35 @@ def takes_few_rows(x: Tensor, fusion: Fusion) -> FewRowsLayout | None:
 def few_rows(
     x: Tensor, weight: Tensor, fusion: Fusion, layout: FewRowsLayout, out: Tensor
 ) -> Tensor:
-    """Multiply rows by a weight, with what `fusion` has behind the product; no norm.
+    """Multiply rows by a weight, with what `fusion` has around the product.
 
     Args:
         x: [M, K] in 16 bits, contiguous, 2 <= M <= 32; the layout divides K.
-        weight: [N, K], or [2 N, K] with an activation. out: [M, N] to write to.
+        weight: [N, K], or [2 N, K] with an activation; 16 divides N. out: [M, N] to write to.
     Twin: reference.fused_linear.
     """
     num_rows, width_in = x.shape
     width_out = out.shape[1]
-    few_rows_kernel[(ceil_div(width_out, _OUTS.value),)](
+    few_rows_kernel[(ceil_div(width_out, _OUTS.value * layout.tiles),)](
         x,
         weight,
         weight if fusion.bias is None else fusion.bias,
         fusion.residual,
+        fusion.norm_weight,
         out,
         num_rows,
         width_out,
+        fusion.eps,
         K=width_in,
         ROWS=max(8, next_power_of_2(num_rows)),
+        TILES=layout.tiles,
         WARPS=layout.num_warps,
         PART=layout.part,
         AHEAD=layout.ahead,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,
+        HAS_NORM=fusion.norm_weight is not None,
+        ADD_ONE=fusion.norm_add_one,
         ACT=fusion.act or "none",
         num_warps=layout.num_warps,
         **dependent_launch(x.device),

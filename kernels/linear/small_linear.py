@@ -88,16 +88,10 @@ def _check(x: Tensor, weight: Tensor, fusion: Fusion, num_rows: int, width_out: 
     require_contiguous(x=x, weight=weight)
 
 
-def _normed(x: Tensor, fusion: Fusion) -> Tensor:
-    """Return x behind the norm of a fusion, in a launch of its own."""
-    if fusion.norm_weight is None:
-        return x
-    return rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
-
-
 def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:
     """Compute the same through cuBLAS, one kernel per step."""
-    x = _normed(x, fusion)
+    if fusion.norm_weight is not None:
+        x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
     if out_dtype == torch.float32:
         value = wide_linear(x, weight, fusion.bias)
     else:
@@ -154,11 +148,11 @@ def small_linear(
     width_out = weight.shape[0] // (2 if fusion.act else 1)
     _check(x, weight, fusion, num_rows, width_out)
     dtype = out.dtype if out is not None else out_dtype or x.dtype
-    layout = takes_few_rows(x, fusion) if tuning is None and dtype == x.dtype else None
+    layout = takes_few_rows(x, width_out, fusion) if tuning is None and dtype == x.dtype else None
     if layout is not None:
         if out is None:
             out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
-        return few_rows(_normed(x, fusion), weight, fusion, layout, out)
+        return few_rows(x, weight, fusion, layout, out)
     tuning = tuning or choose_tuning(num_rows, width_in, width_out, fusion.role)
     if num_rows == 1 and fusion.among is not None:
         return _row_summed(x, weight, fusion, fusion.among, tuning)
@@ -169,7 +163,8 @@ def small_linear(
         # Layouts were swept in 16 bits, and some fill the shared memory.
         tuning = replace(tuning, stages=max(1, tuning.stages // 2))
     if tuning.norm_apart and fusion.norm_weight is not None:
-        x, fusion = _normed(x, fusion), replace(fusion, norm_weight=None)
+        x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
+        fusion = replace(fusion, norm_weight=None)
     if out is None:
         out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
     tensors = (fusion.residual, fusion.norm_weight, out)

@@ -10,7 +10,7 @@ from tokenbus.kernels.linear.few_rows import FewRowsLayout, few_rows, takes_few_
 from tokenbus.kernels.linear.small_linear import Fusion
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
-LAYOUTS = [FewRowsLayout(), FewRowsLayout(num_warps=8), FewRowsLayout(part=128, ahead=1)]
+LAYOUTS = [FewRowsLayout(), FewRowsLayout(1, 4, 64, 4), FewRowsLayout(3, 4, 128, 1)]
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -22,7 +22,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of other devices")
 def test_other_devices_are_not_asked() -> None:
     """Rows go through the kernels of all devices where these are not at home."""
-    assert takes_few_rows(randn(4, 4096), Fusion()) is None
+    assert takes_few_rows(randn(4, 4096), 64, Fusion()) is None
 
 
 @needs_gpu
@@ -31,14 +31,19 @@ def test_other_devices_are_not_asked() -> None:
 @pytest.mark.parametrize("rows", [2, 7, 16, 32])
 def test_few_rows_equal_twin(rows: int, act: ActivationKind | None, layout: FewRowsLayout) -> None:
     """Rows and outputs that fill no tile leave no trace."""
-    inputs, outputs = 2048, 1000
+    inputs, outputs = 2048, 1008
     width = outputs * (2 if act else 1)
     x, weight = randn(rows, inputs), randn(width, inputs, seed=1) * inputs**-0.5
-    bias = randn(width, seed=2)
-    around = torch.full((rows + 1, outputs), 7.0, dtype=HALF, device=DEVICE)
-    got = few_rows(x, weight, Fusion(bias=bias, act=act), layout, around[:rows])
-    assert_close(got, reference.fused_linear(x, weight, bias=bias, act=act), HALF)
-    assert (around[rows] == 7).all()
+    bias, norm = randn(width, seed=2), randn(inputs, seed=3)
+    for norm_weight, add_one in ((None, False), (norm, False), (norm, True)):
+        fusion = Fusion(bias=bias, act=act, norm_weight=norm_weight, norm_add_one=add_one)
+        around = torch.full((rows + 1, outputs), 7.0, dtype=HALF, device=DEVICE)
+        got = few_rows(x, weight, fusion, layout, around[:rows])
+        expected = reference.fused_linear(
+            x, weight, norm_weight=norm_weight, norm_add_one=add_one, bias=bias, act=act
+        )
+        assert_close(got, expected, HALF)
+        assert (around[rows] == 7).all()
 
 
 @needs_gpu
