@@ -5,7 +5,8 @@ Usage: python -P benchmarks/draft_acceptance.py [--model smollm2-135m] [--answer
 
 Answers of a support desk are drawn without speculation. Then the drafters are asked behind every
 token of the later ones, with so many earlier answers in the corpus at first, which grows by each,
-and what they say is compared with what came; no model runs. Answers that loop are left out, as in `speculation.py`.
+and what they say is compared with what came; no model runs. Answers that loop are left out, as in
+`speculation.py`.
 
 Told are, by what speaks for a guess (tokens alike), how often its first token is right, and of
 drafts of 1, 3, 7 and 15 tokens behind every token how many are right on average. Then what a step
