@@ -10,7 +10,7 @@ from tokenbus.kernels.linear.few_rows import FewRowsLayout, few_rows, takes_few_
 from tokenbus.kernels.linear.small_linear import Fusion
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
-LAYOUTS = [FewRowsLayout(), FewRowsLayout(1, 4, 64, 4), FewRowsLayout(3, 4, 128, 1)]
+LAYOUTS = [FewRowsLayout(1, 8, 64, 2), FewRowsLayout(3, 4, 128, 1)]
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -27,23 +27,31 @@ def test_other_devices_are_not_asked() -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("act", [None, "silu"])
-@pytest.mark.parametrize("rows", [2, 7, 16, 32])
-def test_few_rows_equal_twin(rows: int, act: ActivationKind | None, layout: FewRowsLayout) -> None:
+@pytest.mark.parametrize(
+    ("act", "has_norm", "add_one"),
+    [(None, False, False), (None, True, True), ("silu", True, False), ("gelu_tanh", False, False)],
+)
+@pytest.mark.parametrize("rows", [7, 16, 32])
+def test_few_rows_equal_twin(
+    rows: int,
+    act: ActivationKind | None,
+    has_norm: bool,
+    add_one: bool,
+    layout: FewRowsLayout,
+) -> None:
     """Rows and outputs that fill no tile leave no trace."""
     inputs, outputs = 2048, 1008
     width = outputs * (2 if act else 1)
     x, weight = randn(rows, inputs), randn(width, inputs, seed=1) * inputs**-0.5
-    bias, norm = randn(width, seed=2), randn(inputs, seed=3)
-    for norm_weight, add_one in ((None, False), (norm, False), (norm, True)):
-        fusion = Fusion(bias=bias, act=act, norm_weight=norm_weight, norm_add_one=add_one)
-        around = torch.full((rows + 1, outputs), 7.0, dtype=HALF, device=DEVICE)
-        got = few_rows(x, weight, fusion, layout, around[:rows])
-        expected = reference.fused_linear(
-            x, weight, norm_weight=norm_weight, norm_add_one=add_one, bias=bias, act=act
-        )
-        assert_close(got, expected, HALF)
-        assert (around[rows] == 7).all()
+    bias, norm = randn(width, seed=2), randn(inputs, seed=3) if has_norm else None
+    around = torch.full((rows + 1, outputs), 7.0, dtype=HALF, device=DEVICE)
+    fusion = Fusion(bias=bias, act=act, norm_weight=norm, norm_add_one=add_one)
+    got = few_rows(x, weight, fusion, layout, around[:rows])
+    expected = reference.fused_linear(
+        x, weight, norm_weight=norm, norm_add_one=add_one, bias=bias, act=act
+    )
+    assert_close(got, expected, HALF)
+    assert (around[rows] == 7).all()
 
 
 @needs_gpu
