@@ -6,7 +6,9 @@ hold. Each warp has columns of its own, and their sums are added up at the end. 
 Gluon, which has no interpreter: where that runs, and on other GPUs, `small_matmul` multiplies.
 """
 
+# Gluon unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="assignment,misc,var-annotated"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ from tokenbus.kernels.launch import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.kernels.linear.small_linear import Fusion
+    from tokenbus.kernels.activation import ActivationKind
 
 # Outputs of a tile: the height of a matrix instruction.
 _OUTS = gl.constexpr(16)
@@ -179,18 +181,28 @@ def few_rows_kernel(
         gl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
 
 
-def takes_few_rows(x: Tensor, width_out: int, fusion: Fusion) -> FewRowsLayout | None:
-    """Return the layout in which rows x [M, K] are multiplied, None where others are faster."""
-    if x.shape[0] == 1 or fusion.among is not None or x.element_size() != 2 or width_out % 16:
+def takes_few_rows(x: Tensor, width_out: int) -> FewRowsLayout | None:
+    """Return the layout for rows x [M, K] and N outputs, None where other kernels are faster."""
+    if x.shape[0] == 1 or x.element_size() != 2 or width_out % _OUTS.value:
         return None
     layout = FewRowsLayout()
     return layout if is_hopper(x.device) and layout.divides(x.shape[1]) else None
 
 
 def few_rows(
-    x: Tensor, weight: Tensor, fusion: Fusion, layout: FewRowsLayout, out: Tensor
+    x: Tensor,
+    weight: Tensor,
+    layout: FewRowsLayout,
+    out: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_add_one: bool = False,
+    eps: float = 1e-6,
+    bias: Tensor | None = None,
+    act: ActivationKind | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Multiply rows by a weight, with what `fusion` has around the product.
+    """Multiply rows by a weight, with what `Fusion` says of a product's surroundings.
 
     Args:
         x: [M, K] in 16 bits, contiguous, 2 <= M <= 32; the layout divides K.
@@ -202,24 +214,25 @@ def few_rows(
     few_rows_kernel[(ceil_div(width_out, _OUTS.value * layout.tiles),)](
         x,
         weight,
-        weight if fusion.bias is None else fusion.bias,
-        fusion.residual,
-        fusion.norm_weight,
+        # Its halves are found by an offset.
+        weight if bias is None else bias,
+        residual,
+        norm_weight,
         out,
         num_rows,
         width_out,
-        fusion.eps,
+        eps,
         K=width_in,
         ROWS=max(8, next_power_of_2(num_rows)),
         TILES=layout.tiles,
         WARPS=layout.num_warps,
         PART=layout.part,
         AHEAD=layout.ahead,
-        HAS_BIAS=fusion.bias is not None,
-        HAS_RESIDUAL=fusion.residual is not None,
-        HAS_NORM=fusion.norm_weight is not None,
-        ADD_ONE=fusion.norm_add_one,
-        ACT=fusion.act or "none",
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        HAS_NORM=norm_weight is not None,
+        ADD_ONE=norm_add_one,
+        ACT=act or "none",
         num_warps=layout.num_warps,
         **dependent_launch(x.device),
     )
