@@ -9,6 +9,7 @@ import torch
 
 from tokenbus.kernels.activation import KINDS, gated_act
 from tokenbus.kernels.exchange import arguments_of, exchange
+from tokenbus.kernels.few_rows import few_rows, takes_few_rows
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -16,7 +17,6 @@ from tokenbus.kernels.launch import (
     require,
     require_contiguous,
 )
-from tokenbus.kernels.linear.few_rows import few_rows, takes_few_rows
 from tokenbus.kernels.linear.matvec import matvec_kernel
 from tokenbus.kernels.linear.small_matmul import small_matmul_kernel
 from tokenbus.kernels.linear.table import LinearRole, LinearTuning, choose_tuning
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.exchange import Exchange
-    from tokenbus.kernels.linear.few_rows import FewRowsLayout
+    from tokenbus.kernels.few_rows import FewRowsLayout
 
 MAX_ROWS = 16
 

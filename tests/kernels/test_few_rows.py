@@ -8,7 +8,7 @@ from models.paged_batch import DEVICE, HALF, assert_close
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.activation import ActivationKind
-from tokenbus.kernels.linear.few_rows import FewRowsLayout, few_rows, takes_few_rows
+from tokenbus.kernels.few_rows import FewRowsLayout, few_rows, takes_few_rows
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
 LAYOUTS = [FewRowsLayout(1, 8, 64, 2), FewRowsLayout(3, 4, 128, 1)]
