@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # Tokens of a draft at most: with the one before them they fill a tile of rows.
 MAX_DRAFT = 15
 GRAMMAR = "grammar"
-# What a plan takes the host for each sequence until it was measured, and how much of a step at most
-# it may take for all.
+# What a plan takes the host for each sequence outside of grammars, and how much of a step at most it
+# may take for all.
 _PLAN_S, _LONGEST = 40e-6, 0.5
 # Weight of the newest in averages of what plans take and of what steps bring.
 _NEWEST = 1 / 16
@@ -111,7 +111,8 @@ class DraftPlanner:
         if self._steps_without:
             self._steps_without -= 1
             return False
-        is_long = num_seqs * self._plan_s > _LONGEST * self.costs.of(num_seqs)
+        # By what was once measured it would be refused for ever: nobody would measure it again.
+        is_long = num_seqs * _PLAN_S > _LONGEST * self.costs.of(num_seqs)
         return not is_long and self.costs.may_pay(num_seqs, MAX_DRAFT)
 
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
