@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 # Tokens of a draft at most: with the one before them they fill a tile of rows.
 MAX_DRAFT = 15
 GRAMMAR = "grammar"
-# What a plan takes the host for each sequence outside of grammars, and how much of a step at most it
-# may take for all.
+# What a plan takes the host for each sequence outside of grammars, and how much of a step plans may
+# take for all.
 _PLAN_S, _LONGEST = 40e-6, 0.5
 # Weight of the newest in averages of what plans take and of what steps bring.
 _NEWEST = 1 / 16
