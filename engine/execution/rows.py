@@ -101,7 +101,7 @@ class RowState:
         host = self._host(values, dtype)
         return host.to(self.device, non_blocking=True)
 
-    def copy_into(self, staged: Tensor, values: list[int] | NDArray[np.int64] | Tensor) -> None:
+    def copy_into(self, staged: Tensor, values: list[int] | NDArray[np.int64]) -> None:
         """Copy integers to where a captured pass reads them, without waiting for the device."""
         staged.copy_(self._host(values, staged.dtype), non_blocking=True)
 

@@ -46,13 +46,13 @@ def test_rows_at_one_place_of_a_grammar_send_one_mask(monkeypatch: pytest.Monkey
     rows = RowState(8, 2, torch.device("cpu"))
     masks = StepMasks(rows, VOCAB)
     sent: list[tuple[int, ...]] = []
-    copy = rows.copy_into
+    to_device = rows.to_device
 
-    def noted(staged: Tensor, values: Any) -> None:
+    def noted(values: Any, dtype: torch.dtype) -> Tensor:
         sent.append(tuple(values.shape))
-        copy(staged, values)
+        return to_device(values, dtype)
 
-    monkeypatch.setattr(rows, "copy_into", noted)
+    monkeypatch.setattr(rows, "to_device", noted)
     first, second = mask_of(1), mask_of(2)
     numbers = masks.send([first, None, second, first, first])
     assert torch.equal(read(masks, numbers), torch.stack([first, FREE, second, first, first]))
