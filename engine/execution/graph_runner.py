@@ -270,9 +270,12 @@ class GraphRunner(Runner):
         """Compile all kernels at once; the passes themselves compute nothing yet."""
         few_layers = self.model.abridged() if isinstance(self.model, Decoder) else nullcontext()
         with compiling_ahead(), few_layers:
-            # The draws' take the compiler longest, then those of rows that share runs, compiled
-            # apart by octaves of them: begun first, they do not keep the end waiting.
+            # What takes the compiler longest is begun first, so that it does not keep the end
+            # waiting: draws, attention of prompts, and of rows that share runs, which is compiled
+            # apart by octaves of them.
             self._rehearse_draws()
+            for step in steps[:1]:
+                self._warm_step(*step, reads_cache=False)
             octaves = [size for size in self._buckets if size & (size - 1) == 0]
             with nullcontext() if self._sharing is None else self._sharing.assuming_runs():
                 for size in {*octaves, self._buckets[-1]}:
@@ -281,8 +284,6 @@ class GraphRunner(Runner):
                 self._decode_step(size, _PLAIN)
             for step in steps:
                 self._warm_step(*step)
-            for step in steps[:1]:
-                self._warm_step(*step, reads_cache=False)
             self._drafts.compile()
         # What was drawn is no token.
         self.rows.last_token.zero_()

@@ -42,8 +42,7 @@ class StepMasks:
         """
         found, numbers = distinct_masks(masks)
         if found:
-            sent = self._rows.to_device(torch.stack(found), torch.int32)
-            self._table[1 : 1 + len(found)] = sent
+            self._rows.copy_into(self._table[1 : 1 + len(found)], torch.stack(found))
         return numbers
 
     def of(self, numbers: Tensor) -> Tensor:

@@ -46,13 +46,13 @@ def test_rows_at_one_place_of_a_grammar_send_one_mask(monkeypatch: pytest.Monkey
     rows = RowState(8, 2, torch.device("cpu"))
     masks = StepMasks(rows, VOCAB)
     sent: list[tuple[int, ...]] = []
-    to_device = rows.to_device
+    copy = rows.copy_into
 
-    def noted(values: Any, dtype: torch.dtype) -> Tensor:
+    def noted(staged: Tensor, values: Any) -> None:
         sent.append(tuple(values.shape))
-        return to_device(values, dtype)
+        copy(staged, values)
 
-    monkeypatch.setattr(rows, "to_device", noted)
+    monkeypatch.setattr(rows, "copy_into", noted)
     first, second = mask_of(1), mask_of(2)
     numbers = masks.send([first, None, second, first, first])
     assert torch.equal(read(masks, numbers), torch.stack([first, FREE, second, first, first]))
