@@ -6,11 +6,13 @@ were measured to cost; where a step is long because many sequences ride in it, t
 
 What was guessed is compared with what came, also where no row was spent on it: so a source that was
 right lately is asked again after a time in which it was not. Where planning takes longer than it
-saves, as it may for many sequences of a small model, it is done again after a number of steps.
+saves, as it may for many sequences of a small model or under grammars, it is done again after a
+number of steps.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from operator import neg
@@ -25,7 +27,7 @@ from tokenbus.engine.speculation.step_costs import StepCosts
 from tokenbus.engine.types import DraftCount
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tokenbus.engine.speculation.acceptance import Shares
     from tokenbus.engine.speculation.drafter import Drafter, DraftView, Guess
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
 # Tokens of a draft at most: with the one before them they fill a tile of rows.
 MAX_DRAFT = 15
 GRAMMAR = "grammar"
-# What a plan takes the host for each sequence, and how much of a step at most it may take for all.
+# What a plan takes the host for each sequence at least, and how much of a step at most it may take
+# for all.
 _PLAN_S, _LONGEST = 40e-6, 0.5
 # A plan that takes more than this share of a step, and longer than what it chose is to save, is
-# followed by so many steps without one that it is this share of all of them.
-_DEAR, _WASTED_SHARE = 0.2, 0.01
+# followed by so many steps without one that it is this share of all of them, unless the plans
+# before it made up for it, of which each counts so much less than the next.
+_DEAR, _WASTED_SHARE, _REMEMBERED = 0.2, 0.01, 0.9
 
 
 class _Piece(NamedTuple):
@@ -75,8 +79,8 @@ class _Draft:
 class DraftPlanner:
     """Drafts from a sequence's own text, its group's answers and its grammar."""
 
-    def __init__(self, group_bytes: int) -> None:
-        """Keep at most so many bytes of the answers of each group."""
+    def __init__(self, group_bytes: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Keep at most so many bytes of the answers of each group; `clock` tells seconds."""
         self.pool = PoolText(group_bytes)
         self.costs = StepCosts()
         self._drafters: tuple[Drafter, ...] = (OwnText(), self.pool)
@@ -84,12 +88,16 @@ class DraftPlanner:
         self.names = (*(drafter.name for drafter in self._drafters), GRAMMAR)
         self._acceptance = Acceptance(len(self.names))
         self._drafts: dict[int, _Draft] = {}
+        self._clock = clock
         self._steps_without = 0
+        # What the plan of the step under way took, and how many steps plans have gained lately.
+        self._planned_s = self._gained_steps = 0.0
         self.drafted_total: Counter[str] = Counter()
         self.accepted_total: Counter[str] = Counter()
 
     def pays(self, num_seqs: int) -> bool:
         """Tell whether drafts may pay in a step of so many sequences; else nobody is asked."""
+        self._planned_s = 0.0
         if self._steps_without:
             self._steps_without -= 1
             return False
@@ -98,11 +106,15 @@ class DraftPlanner:
 
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
+        began = self._clock()
         self.pool.file()
         drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
         saved_s = self._choose(len(seqs), [draft for _, draft in drafts]) if drafts else 0.0
-        planned_s, step_s = len(seqs) * _PLAN_S, self.costs.of(len(seqs))
-        if planned_s > max(saved_s, _DEAR * step_s):
+        planned_s, step_s = self._clock() - began, self.costs.of(len(seqs))
+        self._planned_s = planned_s
+        gained_steps = (saved_s - planned_s) / step_s
+        self._gained_steps = self._gained_steps * _REMEMBERED + gained_steps
+        if self._gained_steps < 0 and planned_s > max(saved_s, _DEAR * step_s):
             self._steps_without = int(planned_s / (_WASTED_SHARE * step_s))
         return {
             key: draft.token_ids()[: draft.num_chosen] for key, draft in drafts if draft.num_chosen
@@ -123,8 +135,8 @@ class DraftPlanner:
         self._count(GRAMMAR, at, len(draft), num_right)
 
     def measured(self, num_rows: int, seconds: float) -> None:
-        """Hear what a step of so many decode rows and nothing else took."""
-        self.costs.measured(num_rows, seconds)
+        """Hear what a step of so many decode rows and nothing else took, its plan included."""
+        self.costs.measured(num_rows, max(0.0, seconds - self._planned_s))
 
     def drop(self, seq: DraftView) -> None:
         """Hear that a sequence has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 PHRASE = list(range(100, 120))
 
 
-def planner(*times: tuple[int, float]) -> DraftPlanner:
+def planner(*times: tuple[int, float], plan_s: float = 40e-6) -> DraftPlanner:
     """Return a planner that knows what steps cost; rows are free unless something is given."""
-    made = DraftPlanner(1 << 20)
+    ticks = count()
+    made = DraftPlanner(1 << 20, lambda: next(ticks) * plan_s)
     for num_rows, seconds in times or ((1, 0.010), (512, 0.010)):
         for _ in range(5):
             made.measured(num_rows, seconds)
@@ -192,10 +194,31 @@ def test_ended_sequence_leaves_its_answer_to_its_group() -> None:
 def test_plans_that_take_longer_than_they_save_are_made_rarely(
     step_s: float, ids: list[int], num_without: int
 ) -> None:
-    """What a wasted plan took, 40 us for a sequence, is a hundredth of the steps that follow it."""
+    """What a wasted plan took, 40 us, is a hundredth of the steps that follow it."""
     made = planner((1, step_s), (512, step_s))
     drafts_of(made, Text(0, ids))
     assert next(number for number in range(1000) if made.pays(1)) == num_without
+
+
+def test_wasted_plan_is_forgiven_for_what_the_ones_before_it_saved() -> None:
+    """Where plans are long and pay on the whole they are made again and again."""
+    made = planner((1, 0.010), (512, 0.010), plan_s=0.005)
+    drafts_of(made, Text(0, PHRASE + PHRASE[:5]))
+    drafts_of(made, Text(1, [*range(50)]))
+    assert made.pays(1)
+    for number in range(2, 30):
+        drafts_of(made, Text(number, [*range(50)]))
+    assert not made.pays(1)
+
+
+def test_plan_is_no_part_of_what_a_step_costs() -> None:
+    """Steps with a plan and without cost the same; the plan has to be worth itself."""
+    made = planner(plan_s=0.005)
+    for _ in range(5):
+        assert made.pays(1)
+        drafts_of(made, Text(0, PHRASE + PHRASE[:5]))
+        made.measured(1, 0.015)
+    assert made.costs.of(1) == pytest.approx(0.010)
 
 
 def test_nobody_is_asked_where_a_plan_would_take_half_a_step() -> None:
