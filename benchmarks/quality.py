@@ -198,8 +198,7 @@ def weights_rounded(model: Any, round_to: Callable[[Tensor], Any]) -> dict[str, 
     return kept
 
 
-def main() -> None:
-    """Print the table."""
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--windows", type=int, default=6)
@@ -209,7 +208,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--kernels", action="store_true")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table."""
+    options = _options()
     folder = find_folder(options.model)
     text = "\n".join(path.read_text() for path in sorted(_DOCS.glob("*.md")))
     ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]

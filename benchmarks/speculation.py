@@ -48,15 +48,16 @@ from tokenbus.engine.execution.draft_walk import DraftWalk
 from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.speculation.drafter import DraftView
 from tokenbus.engine.speculation.planner import DraftPlanner
-from tokenbus.engine.types import GrammarKind, GrammarSpec, Request
+from tokenbus.engine.types import DraftCount, GrammarKind, GrammarSpec, Request
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.worker.demo.jobs import SUPPORT
 from tokenbus.worker.jobs.prompt import PromptPreparer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.types import EngineStats
     from tokenbus.worker.held.prepared_job import PreparedJob
 
 MODES = ("off", "auto")
@@ -189,6 +190,20 @@ def kinds_of(engine: Engine, job: PreparedJob, ids: Sequence[int]) -> Iterator[s
         is_value = text.rstrip(' "').endswith(":") or (is_value and not text.strip(' "'))
 
 
+def drafted_since(
+    before: Mapping[str, DraftCount], stats: EngineStats
+) -> dict[str, tuple[int, int]]:
+    """Return the drafted and the accepted tokens of each drafter since what was counted before."""
+    none = DraftCount()
+    return {
+        name: (
+            count.drafted - before.get(name, none).drafted,
+            count.accepted - before.get(name, none).accepted,
+        )
+        for name, count in stats.drafts_total
+    }
+
+
 def compared(
     engines: dict[str, Engine],
     groups: Iterable[Sequence[PreparedJob]],
@@ -200,8 +215,8 @@ def compared(
     tokens, seconds = dict.fromkeys(MODES, 0), dict.fromkeys(MODES, 0.0)
     ratios: list[float] = []
     num_answers = num_loops = num_other = 0
-    before = dict(engines["auto"].stats().drafts_total)
-    turns_before = engines["auto"].stats().decode_turns_total
+    stats = engines["auto"].stats()
+    before, turns_before = dict(stats.drafts_total), stats.decode_turns_total
     for turn, jobs in enumerate(groups):
         found = {
             mode: answered(engines[mode], jobs, first_id, workload)
@@ -226,12 +241,7 @@ def compared(
             one != other for one, other in zip(found["off"].ids, found["auto"].ids, strict=True)
         )
     stats = engines["auto"].stats()
-    drafts = {
-        name: (count.drafted - before[name].drafted, count.accepted - before[name].accepted)
-        if name in before
-        else tuple(count)
-        for name, count in stats.drafts_total
-    }
+    drafts = drafted_since(before, stats)
     num_turns = stats.decode_turns_total - turns_before
     return {
         "answers": num_answers,

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, astuple
-from threading import Lock
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.child_process import receive_message, send_message
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
     from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
     from tokenbus.engine.types import GrammarSpec
 
-# A prober touches no grammar, so that only something outside can end it.
-_MAX_ATTEMPTS = 3
 # Beside the wall time of a trial: the start of the prober, on a machine that is busy, in seconds.
 _START_S = 60.0
+# Before the next attempt, then twice as long each time: a prober touches no grammar, so that what
+# ends it is outside, and may end the next one too.
+_FIRST_PAUSE_S = 0.05
 _COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.grammar.prober")
 
 
 class ProberLost(EngineError):
-    """The prober process ends as often as it is started."""
+    """No prober process lives long enough to answer."""
 
 
 class _TrialLane:
@@ -67,18 +69,20 @@ class ProberLink:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._lanes: list[_TrialLane] = []
-        self._is_closed = False
+        self._closed = Event()
 
     def start(self) -> None:
         """Start the process unless it runs; it gets ready while its caller goes on."""
         self._running()
 
     def try_grammar(self, spec: GrammarSpec, lane: int) -> TrialVerdict:
-        """Try a grammar and return the verdict.
+        """Try a grammar and return the verdict, however often the process is killed meanwhile.
 
-        Raises: ProberLost.
+        Raises: ProberLost, when none has answered in twice the time of a start and a trial.
         """
-        for _ in range(_MAX_ATTEMPTS):
+        # Twice: after one that hung another has its time.
+        gives_up_at, pause_s = time.monotonic() + 2 * self._patience_s, _FIRST_PAUSE_S
+        while time.monotonic() < gives_up_at:
             process, lanes = self._running()
             if process is None:
                 break
@@ -86,15 +90,21 @@ class ProberLink:
                 return TrialVerdict(**lanes[lane].ask((spec.kind.value, *astuple(spec)[1:])))
             except (OSError, ValueError):
                 self._discard(process)
+            self._closed.wait(pause_s)
+            pause_s *= 2
         raise ProberLost("the process in which grammars are tried does not live")
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
-            self._is_closed = True
+            self._closed.set()
             process = self._process
         if process is not None:
             self._discard(process)
+
+    @property
+    def _patience_s(self) -> float:
+        return self._limits.wall_s + _START_S
 
     def _running(self) -> tuple[subprocess.Popen[bytes] | None, list[_TrialLane]]:
         """Return the process and its lanes, started unless it runs; None once this is closed.
@@ -102,7 +112,7 @@ class ProberLink:
         Both in one step: another lane may find the process dead and discard it at any moment.
         """
         with self._lock:
-            if self._process is None and not self._is_closed:
+            if self._process is None and not self._closed.is_set():
                 self._spawn()
             return self._process, self._lanes
 
@@ -123,7 +133,7 @@ class ProberLink:
         self._lanes = []
         for ours, their_end in pairs:
             their_end.close()
-            ours.settimeout(self._limits.wall_s + _START_S)
+            ours.settimeout(self._patience_s)
             self._lanes.append(_TrialLane(ours))
 
     def _discard(self, process: subprocess.Popen[bytes]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from servers.wire_proxy import Moment, WireProxy
 from workers.null_workers import expected_text, follow, num_waiting, until, worker
 
-from tokenbus.worker.pool.parking import FREEING_S
+from tokenbus.worker.pool import parking
 
 if TYPE_CHECKING:
     from workers.null_workers import Story
@@ -86,7 +86,7 @@ async def test_low_priority_is_parked_for_a_higher_one(
 # One kind of server: it lasts, and what is shown is what the worker makes of its own room.
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
-    client: AsyncClient, redis_url: str, pool: str
+    client: AsyncClient, redis_url: str, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine has freed them, but until the queue has answered nothing is started in them (R8).
 
@@ -112,11 +112,11 @@ async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
         ]
         await trap.closed()
         await until(lambda: running.stats is not None and running.stats.num_running == 0)
-        # Longer than the worker waits for what it gave back before it looks for room again; its
-        # other calls wait behind the one that is held.
-        await asyncio.sleep(2 * FREEING_S)
-        assert running.stats is not None
-        assert running.stats.num_running == 0
+        # As when the worker waits no longer for what it gave back, and looks for room again.
+        monkeypatch.setattr(parking, "FREEING_S", 0.0)
+        assert running._parts is not None
+        running._parts.engine_reports._head_of_line.pages_changed()
+        assert num_waiting(running) == 1
         assert running.num_held == 2
         trap.open()
         for seed, job in enumerate(urgent, start=2):

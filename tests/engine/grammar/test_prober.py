@@ -23,9 +23,10 @@ import pytest
 from patience import PATIENCE_S
 
 from tokenbus.engine.child_process import receive_message
+from tokenbus.engine.grammar import prober_link
 from tokenbus.engine.grammar.limits import GrammarLimits
 from tokenbus.engine.grammar.prober import Prober, _Child
-from tokenbus.engine.grammar.prober_link import ProberLink, _TrialLane
+from tokenbus.engine.grammar.prober_link import ProberLink, ProberLost, _TrialLane
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.grammar.watched_answer import WatchedAnswer
 from tokenbus.engine.types import GrammarKind, GrammarSpec
@@ -194,6 +195,56 @@ def test_killed_prober_is_replaced(link: ProberLink) -> None:
     assert link.try_grammar(GOOD, 1).reason == ""
 
 
+# Ends like one that somebody kills, so often as it is told, and then is a prober.
+_KILLED_AT_START = """
+import os, signal, sys
+with open(sys.argv[1], "ab", buffering=0) as starts:
+    starts.write(b".")
+    if starts.tell() <= int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+command = [sys.executable, "-P", "-m", "tokenbus.engine.grammar.prober"]
+os.execv(sys.executable, [*command, *sys.argv[3:]])
+"""
+
+
+@pytest.fixture
+def killed_at_start(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], ProberLink]]:
+    """Give links whose probers are killed at so many starts."""
+    made: list[ProberLink] = []
+
+    def make(num_kills: int) -> ProberLink:
+        program = (sys.executable, "-S", "-E", "-c", _KILLED_AT_START)
+        command = (*program, str(tmp_path / "starts"), str(num_kills))
+        monkeypatch.setattr(prober_link, "_COMMAND", command)
+        monkeypatch.setattr(prober_link, "_FIRST_PAUSE_S", 0.001)
+        made.append(ProberLink(GrammarVocabulary.of(tokenizer, len(tokenizer), (0,)), LIMITS, 1))
+        return made[0]
+
+    yield make
+    for link in made:
+        link.close()
+
+
+def test_trial_outlives_every_kill_of_its_prober(
+    killed_at_start: Callable[[int], ProberLink], tmp_path: Path
+) -> None:
+    """However often the process is killed before it answers, the grammar is not to blame."""
+    assert killed_at_start(6).try_grammar(GOOD, 0).reason == ""
+    assert len((tmp_path / "starts").read_bytes()) == 7
+
+
+def test_prober_that_never_lives_is_given_up(
+    killed_at_start: Callable[[int], ProberLink], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for it is told, once it has had its time twice."""
+    monkeypatch.setattr(ProberLink, "_patience_s", 0.1)
+    with pytest.raises(ProberLost, match="does not live"):
+        killed_at_start(10_000).try_grammar(GOOD, 0)
+    assert len((tmp_path / "starts").read_bytes()) > 1
+
+
 def _pause(link: ProberLink) -> None:
     """Let the process read nothing, so that no more than a part of what it is sent can go out."""
     assert link._process is not None
@@ -274,6 +325,7 @@ def test_lane_is_not_closed_under_who_waits_on_it() -> None:
 
 _OWNER = """
 import sys
+from tokenbus.engine.grammar import prober_link
 from tokenbus.engine.grammar.limits import GrammarLimits
 from tokenbus.engine.grammar.prober import Prober, _Child
 from tokenbus.engine.grammar.prober_link import ProberLink

@@ -1,7 +1,7 @@
-"""A worker's first engine process, and its publishers, forked before they are asked for.
+"""A worker's first engine processes, and its publishers, forked before they are asked for.
 
-Of a case's CPU time most went into what each child imports: torch and transformers in an engine. A
-stem is forked from the worker before that has threads, with everything imported, and waits. When
+Of a case's CPU time most went into what each child imports: torch and transformers in an engine.
+Stems are forked from the worker before that has threads, with everything imported, and wait. When
 the worker spawns a child, a stem becomes it: a child of the worker's main thread with the same end
 of a socket pair as one that is executed. Later ones of the worker are executed as ever.
 """
@@ -36,6 +36,8 @@ IMPORTS = [
 # forked from. It keeps fifteen letters.
 COMMS = {engine_process.__name__: b"engine.process", publisher_process.__name__: b"publisher_proc"}
 _PR_SET_NAME = 15
+# One that starts, and those that take its place in a case that kills it.
+_NUM_ENGINES = 3
 
 
 @dataclass(slots=True)
@@ -67,11 +69,12 @@ class StemProcess:
 
 
 def plant(num_publishers: int) -> None:
-    """Fork this process's first engine and its publishers; spawns of them find them.
+    """Fork this process's first engines and its publishers; spawns of them find them.
 
     Call it without threads.
     """
-    names = [engine_process.__name__, *(publisher_process.__name__,) * num_publishers]
+    names = [engine_process.__name__] * _NUM_ENGINES
+    names += [publisher_process.__name__] * num_publishers
     stems = [(name, *_planted(name)) for name in names]
     execute = child.spawn
 
@@ -111,8 +114,8 @@ def _grow(module: str, line: socket.socket, parent: int) -> None:
     """Wait to become an engine or a publisher, and be it to the end."""
     os.setpgid(0, 0)
     child.die_with_parent(parent)
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, COMMS[module], 0, 0, 0)
     _, handles, _, _ = socket.recv_fds(line, 16, 1)
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, COMMS[module], 0, 0, 0)
     line.close()
     main = engine_process.main if module == engine_process.__name__ else publisher_process.main
     os._exit(main([str(handles[0]), str(parent)]) if handles else 0)
