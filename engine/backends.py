@@ -20,7 +20,7 @@ from tokenbus.engine.models.packed_ops import PackedOps
 from tokenbus.engine.native_library import native_library
 from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.parallel.topology import device_of_rank
-from tokenbus.engine.sampling.plan import MAX_DRAFTED_ROWS
+from tokenbus.engine.sampling.plan import MAX_DRAFTED_ROWS, MAX_FORCED_ROWS
 
 if TYPE_CHECKING:
     from tokenbus.engine.attention.triton_attention import TritonAttention
@@ -170,9 +170,8 @@ def choose_backend(config: EngineConfig, group: RankGroup = ALONE) -> Backend:
         # Imported on use: without a GPU, Triton may be missing or have no driver.
         from tokenbus.engine.attention.triton_attention import TritonAttention
 
-        num_rows = config.max_num_seqs
-        if config.speculation == "auto":
-            num_rows = max(num_rows, MAX_DRAFTED_ROWS)
+        few_rows = MAX_DRAFTED_ROWS if config.speculation == "auto" else MAX_FORCED_ROWS
+        num_rows = max(config.max_num_seqs, few_rows)
         attention = TritonAttention(num_rows, grouping=config.prefix_grouping)
         return TritonBackend(
             device=device,

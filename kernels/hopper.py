@@ -3,13 +3,14 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 if TYPE_CHECKING:
@@ -19,17 +20,51 @@ if TYPE_CHECKING:
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
+_KEPT = {
+    torch.bfloat16: gl.bfloat16,
+    torch.float16: gl.float16,
+    torch.float8_e4m3fn: gl.float8e4nv,
+}
 
+
+@cache
 def is_hopper(device: torch.device) -> bool:
     """Say whether a device has what these kernels are made of (compute capability 9)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
-def described(tensor: Tensor, height: int, dtype: gl.dtype) -> TensorDescriptor:
-    """Describe tiles of 128 columns."""
-    shape = [height, 128]
-    layout = gl.NVMMASharedLayout.get_default_for(shape, dtype)
-    return TensorDescriptor.from_tensor(tensor, shape, layout)
+@cache
+def _layout(height: int, width: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    """Return how a tile lies in shared memory; found out anew, it takes the host 18 us."""
+    return gl.NVMMASharedLayout.get_default_for([height, width], _KEPT[dtype])
+
+
+def described(tensor: Tensor, height: int, width: int = 128) -> TensorDescriptor:
+    """Describe tiles of a tensor, as the kernels take them."""
+    layout = _layout(height, width, tensor.dtype)
+    return TensorDescriptor.from_tensor(tensor, [height, width], layout)
+
+
+@gluon.jit
+def corner(tile, M, N, GROUP: gl.constexpr, ROWS: gl.constexpr, OUTS: gl.constexpr):
+    """Return the first row and output of a tile: GROUP tiles of rows take turns at columns."""
+    tiles_m = gl.cdiv(M, ROWS)
+    tiles_n = gl.cdiv(N, OUTS)
+    first = tile // (GROUP * tiles_n) * GROUP
+    height = gl.minimum(tiles_m - first, GROUP)
+    row = (first + tile % (GROUP * tiles_n) % height) * ROWS
+    return row, tile % (GROUP * tiles_n) // height * OUTS
+
+
+@gluon.jit
+def barriers(STAGES: gl.constexpr, WRITERS: gl.constexpr, READERS: gl.constexpr):
+    """Return the barriers of slots that are filled in turn: of those ready, and of those free."""
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(STAGES):
+        mbarrier.init(ready.index(slot), count=WRITERS)
+        mbarrier.init(free.index(slot), count=READERS)
+    return ready, free
 
 
 @gluon.jit

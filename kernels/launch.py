@@ -9,6 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+# Tiles that programs share, over all launches at a time: a count each.
+_MAX_TILES = 4096
+
 
 class KernelInputError(ValueError):
     """A tensor given to a kernel has a shape, dtype or layout that the kernel cannot take."""
@@ -49,6 +52,27 @@ def next_power_of_2(value: int) -> int:
 def ceil_div(a: int, b: int) -> int:
     """Divide, rounding up."""
     return -(-a // b)
+
+
+@cache
+def _arrivals(device: torch.device) -> torch.Tensor:
+    """Return the counts of programs that ended, zero between launches."""
+    return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
+
+
+def shared_tiles(
+    tiles: int, splits: int, size: int, device: torch.device
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return what programs need that share tiles: room for their sums, and counts of who ended.
+
+    tiles of `size` numbers, each of `splits` programs: None twice for one alone. The last to end
+    adds up all sums and leaves a count of zero.
+    """
+    if splits == 1:
+        return None, None
+    require(tiles <= _MAX_TILES, f"{tiles} tiles are shared, at most {_MAX_TILES} are")
+    parts = torch.empty(tiles, splits, size, dtype=torch.float32, device=device)
+    return parts, _arrivals(device)
 
 
 def dependent_launch(device: torch.device) -> dict[str, bool]:

@@ -94,11 +94,12 @@ class QuantizedRows:
         """Allocate rows that a kernel will write, with a scale each or with `num_groups`."""
         height = _tile_rows(num_rows)
         room = torch.empty(height, width, dtype=FP8, device=device)
-        shape, strides = (num_rows,), (1,)
-        if num_groups is not None:
-            shape, strides = (num_rows, num_groups), (1, height)
+        values = room if height == num_rows else room[:num_rows]
+        if num_groups is None:
+            return cls(values, torch.empty(num_rows, dtype=torch.float32, device=device), room)
+        shape, strides = (num_rows, num_groups), (1, height)
         scales = torch.empty_strided(shape, strides, dtype=torch.float32, device=device)
-        return cls(room[:num_rows], scales, room)
+        return cls(values, scales, room)
 
     @property
     def group_stride(self) -> int:

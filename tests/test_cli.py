@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -323,6 +324,21 @@ def test_ctrl_c_while_the_command_is_imported_is_no_traceback(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(cli.__file__)
     assert ended.value.code == cli.EXIT_INTERRUPTED
+
+
+def test_ctrl_c_that_an_import_swallows_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a finaliser goes no further, and torch runs many while it is imported."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with cli._loading_torch(argparse.Namespace(rest=[])):
+        Finalised()
+    assert ended == [cli.EXIT_INTERRUPTED]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_module_runs_as_the_command() -> None:

@@ -16,7 +16,6 @@ from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
-from tokenbus.worker.held.job_traces import JobTraces
 from tokenbus.worker.held.pool_member import PoolMember
 from tokenbus.worker.held.served_model import ServedModel
 from tokenbus.worker.jobs.engine_reports import EngineReports
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_jobs import HeldJobs
+    from tokenbus.worker.held.job_traces import JobTraces
     from tokenbus.worker.life import WorkerLife
     from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.metrics import Metrics
@@ -80,7 +80,13 @@ class Parts:
 
 
 def join_pool(
-    settings: WorkerSettings, server: Server, *, worker: str, held_jobs: HeldJobs, metrics: Metrics
+    settings: WorkerSettings,
+    server: Server,
+    *,
+    worker: str,
+    held_jobs: HeldJobs,
+    metrics: Metrics,
+    traces: JobTraces,
 ) -> PoolMember:
     """Make what the parts share; the session is not open yet."""
     scripts = Scripts(
@@ -97,7 +103,7 @@ def join_pool(
         completion=JobCompletion(scripts, _retention(settings)),
         held_jobs=held_jobs,
         metrics=metrics,
-        traces=JobTraces(settings.pool, worker),
+        traces=traces,
     )
 
 
@@ -174,11 +180,7 @@ def _status_writer(
 ) -> StatusWriter:
     """Build what tells the pool how this worker is and whose model it has."""
     return StatusWriter(
-        member,
-        costs=jobs.page_budget.costs,
-        engine=engine,
-        life=life,
-        limits=limits,
+        member, costs=jobs.page_budget.costs, engine=engine, life=life, limits=limits
     )
 
 

@@ -14,6 +14,7 @@ from tokenbus.engine.start_check import check_pages, check_start
 from tokenbus.producer.contract.bounds import DEFAULTS
 from tokenbus.producer.listening import listening_problem
 from tokenbus.worker.errors import SettingsInvalid
+from tokenbus.worker.trace_start import check_traces
 
 if TYPE_CHECKING:
     from tokenbus.engine.text.templates.chat_settings import ChatSettings
@@ -31,6 +32,7 @@ def check_worker(settings: WorkerSettings) -> None:
     """
     if settings.metrics_port is not None:
         check_port(settings.metrics_host, settings.metrics_port)
+    check_traces(settings)
     config = settings.engine_config()
     try:
         _check_chat(settings.chat_settings())

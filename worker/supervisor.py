@@ -34,13 +34,15 @@ from tokenbus.worker.engine.start_phases import log_phase
 from tokenbus.worker.engine.supervisor import EngineSupervisor
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.held.held_jobs import HeldJobs
+from tokenbus.worker.held.job_traces import JobTraces
 from tokenbus.worker.life import WorkerLife
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.pool.start_status import StartStatus
 from tokenbus.worker.start_check import check_worker
 from tokenbus.worker.stop_request import StopRequest
 from tokenbus.worker.tokenizer import import_library
-from tokenbus.worker.trace_start import start_traces
+from tokenbus.worker.tracing.span_link import SpanLink
+from tokenbus.worker.tracing.traced_job import JobSpans, SpanDestination
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +93,7 @@ class Worker:
             settings, self._engine, self.metrics, self._life.starts
         )
         self._exporter: Exporter | None = None
+        self._span_link = _span_link(settings, self.name)
         self._parts: Parts | None = None
         self._main: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
@@ -164,11 +167,14 @@ class Worker:
         """Run, and answer scrapes and probes from the first moment to the last."""
         async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
             await self._tell(stack)
-            beating = tasks.create_task(self._life.run())
+            beside = [tasks.create_task(self._life.run())]
+            if self._span_link is not None:
+                beside.append(tasks.create_task(self._span_link.run()))
             try:
                 await self._run_connected()
             finally:
-                beating.cancel()
+                for task in beside:
+                    task.cancel()
 
     async def _tell(self, stack: contextlib.AsyncExitStack) -> None:
         """Serve metrics where a port is set; only then their library is imported."""
@@ -253,6 +259,7 @@ class Worker:
             worker=self.name,
             held_jobs=self._held_jobs,
             metrics=self.metrics,
+            traces=JobTraces((self._span_link or JobSpans(self.settings.pool, self.name)).tell),
         )
         parts = await assemble(
             member,
@@ -337,6 +344,20 @@ class Worker:
             self._log.warning("lease.not_given_up", reason=answer_of(error).told)
 
 
+def _span_link(settings: WorkerSettings, worker: str) -> SpanLink | None:
+    """Return the way to the process that sends spans, where a collector is set."""
+    if settings.trace_endpoint is None:
+        return None
+    return SpanLink(
+        SpanDestination(
+            endpoint=settings.trace_endpoint,
+            pool=settings.pool,
+            worker=worker,
+            log_level=settings.log_level,
+        )
+    )
+
+
 def _import_parts(*, has_model: bool) -> None:
     """Import what takes half of a start, after the pool was told that this worker comes."""
     importlib.import_module("tokenbus.worker.assembly")
@@ -352,7 +373,6 @@ def run_worker(settings: WorkerSettings) -> int:
     logs.take_library_logs()
     ServerUrl.parse(settings.redis_url).refuse_private("worker")
     check_worker(settings)
-    start_traces(settings, "worker")
     return asyncio.run(_run_in_foreground(settings))
 
 

@@ -1,9 +1,9 @@
-"""Steps of drafts as CUDA graphs: the last tokens of every sequence and what is drafted behind.
+"""Steps of answers as CUDA graphs: the last tokens of every sequence, forced or drafted ones too.
 
 All sequences decode, some of them several tokens: attention reads the pages of each once for all
-its rows, and few rows go through the linear layers of decode steps. Rows are rounded up to a
-bucket; sequences without tokens own those that pad it, and their keys go to scratch. What follows
-the pass, logits and draws, is launched while it runs.
+its rows, shared out over the device, and few rows go through the linear layers of decode steps.
+Rows are rounded up to a bucket; sequences without tokens own those that pad it, and their keys go
+to scratch. What follows the pass, logits and draws, is launched while it runs.
 
 Nothing runs on the device while the first graph is launched, which takes the longer the more is in
 it. So a pass is several graphs: one of a single layer, and behind it larger ones, each launched
@@ -20,8 +20,7 @@ import torch
 
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.models.decoder import Decoder
-from tokenbus.engine.sampling.plan import MAX_DRAFTED_ROWS
-from tokenbus.engine.scheduling.plan import PrefillChunk
+from tokenbus.engine.sampling.plan import MAX_DRAFTED_ROWS, MAX_FORCED_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.execution.rows import RowState
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
+    from tokenbus.engine.scheduling.plan import PrefillChunk
     from tokenbus.engine.scheduling.sequence import Sequence
 
     # Takes what computes a pass on static memory and calls its argument where a graph ends and
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # Rows of a pass, and rows that one sequence has at most.
 _ROW_BUCKETS = (4, 8, 16, 24, 32, 48, 64, 96, MAX_DRAFTED_ROWS)
 _QUERY_BUCKETS = (4, 8, 16)
-# Sequences whose drafts find their graphs captured; those of more are captured on first use.
+# Sequences whose graphs are captured at start where drafts may come; other graphs are on first use.
 _PREPARED_SEQS = (1, 2, 4, 8)
 # Layers behind which the next graph of a pass begins.
 _CUTS = (1, 4, 16)
@@ -74,13 +74,25 @@ def shape_of(query_lens: list[int]) -> DraftShape | None:
 
 
 class DraftGraphs:
-    """Forward passes over sequences with drafts, captured once each."""
+    """Forward passes over sequences that take several tokens each, captured once each."""
 
     def __init__(
-        self, model: PagedModel, kv: KVCache, rows: RowState, capture: CaptureParts
+        self,
+        model: PagedModel,
+        kv: KVCache,
+        rows: RowState,
+        capture: CaptureParts,
+        *,
+        has_drafts: bool,
     ) -> None:
-        """Serve models that decide nothing on the host while they run."""
+        """Serve models that decide nothing on the host while they run.
+
+        Without drafts, with tokens forced by grammars alone, few rows at once: many sequences read
+        what they share together, which these passes do not.
+        """
         self._model, self._kv, self._rows, self._capture = model, kv, rows, capture
+        self._prepared_seqs = _PREPARED_SEQS if has_drafts else _PREPARED_SEQS[:1]
+        self._max_rows = MAX_DRAFTED_ROWS if has_drafts else MAX_FORCED_ROWS
         self._passes: dict[DraftShape, Callable[[], None]] = {}
         self._is_served = isinstance(model, Decoder)
         largest = DraftShape(MAX_DRAFTED_ROWS, MAX_DRAFTED_ROWS, _QUERY_BUCKETS[-1])
@@ -97,14 +109,16 @@ class DraftGraphs:
         if not self._is_served:
             return []
         found = {
-            shape_of([size] * num_seqs) for num_seqs in _PREPARED_SEQS for size in _QUERY_BUCKETS
+            shape_of([size] * num_seqs)
+            for num_seqs in self._prepared_seqs
+            for size in _QUERY_BUCKETS
         }
         return sorted((shape for shape in found if shape is not None), reverse=True)
 
     @torch.inference_mode()
     def prepare(self, shape: DraftShape) -> None:
         """Run a pass once over scratch, so that all it needs is loaded, and capture it."""
-        self._send(self._fill(shape, []), shape)
+        self._send(self._fill(shape, [], []), shape)
         self._compute(shape)
         self._captured(shape)
 
@@ -114,20 +128,17 @@ class DraftGraphs:
             self._compute(shape)
 
     def run(self, chunks: list[PrefillChunk], seqs: list[Sequence]) -> tuple[Tensor, int] | None:
-        """Take drafted chunks of one known token, and one token each of `seqs`, through the model.
+        """Take a few tokens of answers, and one token each of `seqs`, through the model.
 
         Returns: hidden states [T, H] and where the rows of `seqs` begin in them, which are valid
-            until the next pass; None if a chunk is longer or no graph holds so many.
+            until the next pass; None if a chunk is of a prompt or no graph holds so many.
         """
-        if not self._is_served or not all(map(_is_drafted_alone, chunks)):
+        if not self._is_served or not all(chunk.is_answer for chunk in chunks):
             return None
         shape = shape_of([*(chunk.num_tokens for chunk in chunks), *[1] * len(seqs)])
-        if shape is None:
+        if shape is None or shape.num_rows > self._max_rows:
             return None
-        lone = [
-            PrefillChunk(seq, seq.num_computed - 1, seq.num_computed, samples=True) for seq in seqs
-        ]
-        self._send(self._fill(shape, [*chunks, *lone]), shape)
+        self._send(self._fill(shape, chunks, seqs), shape)
         self._captured(shape)()
         return self._hidden[: shape.num_rows], sum(chunk.num_tokens for chunk in chunks)
 
@@ -139,31 +150,38 @@ class DraftGraphs:
     def _send(self, values: NDArray[np.int64], shape: DraftShape) -> None:
         self._rows.copy_into(self._staged[: sum(shape.parts())], values)
 
-    def _fill(self, shape: DraftShape, chunks: list[PrefillChunk]) -> NDArray[np.int64]:
+    def _fill(
+        self, shape: DraftShape, chunks: list[PrefillChunk], seqs: list[Sequence]
+    ) -> NDArray[np.int64]:
         """Write what a pass reads of each row: id, position, slot and whose row of tables it is.
 
         Then of each sequence its row of tables and its length, and last the borders of all. Padding
         belongs to the row whose pages are scratch.
         """
-        size = self._kv.page_size
-        ids, positions, slots, owners, borders = (list[int]() for _ in range(5))
-        for chunk in chunks:
-            pages, places = chunk.seq.pages, range(chunk.start, chunk.length)
-            ids += chunk.token_ids() if chunk.draft else [_LAST_TOKEN]
+        size, scratch = self._kv.page_size, self._rows.padding_row
+        ids, positions, slots, owners = (list[int]() for _ in range(4))
+        table_rows, lens, borders = (list[int]() for _ in range(3))
+        taken = [
+            *((chunk.seq, chunk.token_ids(), chunk.start) for chunk in chunks),
+            *((seq, (_LAST_TOKEN,), seq.num_computed - 1) for seq in seqs),
+        ]
+        for seq, token_ids, start in taken:
+            places = range(start, start + len(token_ids))
+            ids += token_ids
             positions += places
-            slots += (pages[place // size] * size + place % size for place in places)
-            owners += [chunk.seq.row or 0] * chunk.num_tokens
+            slots += (seq.pages[place // size] * size + place % size for place in places)
+            owners += [seq.row or 0] * len(places)
+            table_rows.append(seq.row or 0)
+            lens.append(places.stop)
             borders.append(len(ids))
-        scratch, total, missing = self._rows.padding_row, len(ids), shape.num_seqs - len(chunks)
+        total, missing = len(ids), shape.num_seqs - len(taken)
         padding = [0] * (shape.num_rows - total)
         ends = (total + shape.max_query_len * number for number in range(1, missing + 1))
         return np.array(
             [
                 *ids, *padding, *positions, *padding, *slots, *padding,
-                *owners, *[scratch] * len(padding),
-                *[chunk.seq.row or 0 for chunk in chunks], *[scratch] * missing,
-                *[chunk.length for chunk in chunks], *[0] * missing,
-                0, *borders, *[min(end, shape.num_rows) for end in ends],
+                *owners, *[scratch] * len(padding), *table_rows, *[scratch] * missing,
+                *lens, *[0] * missing, 0, *borders, *[min(end, shape.num_rows) for end in ends],
             ],
             np.int64,
         )  # fmt: skip
@@ -191,8 +209,3 @@ class DraftGraphs:
             after_layer=cut and (lambda number: cut() if number in _CUTS else None),
         )
         self._hidden[: shape.num_rows].copy_(self._model.forward(ids, ctx))
-
-
-def _is_drafted_alone(chunk: PrefillChunk) -> bool:
-    """Tell whether a chunk is a decoding sequence with a draft, and no prompt."""
-    return bool(chunk.draft) and chunk.end - chunk.start == 1

@@ -4,7 +4,9 @@ A replayed node costs the host 1 us instead of 7 to 12 for a launch. A graph rea
 part from a small staging tensor; everything else it needs is device state of those rows, so one
 graph serves all lengths and all members. Prompts and decoding rows go through the model in one
 pass, so that the weights are read once: in a graph of `prompt_graphs` where that gains, launched
-otherwise. Their logits and draws, and all of a step that decodes under grammar masks, are launched.
+otherwise. Their logits and draws are launched. Grammar masks are rules like others: the graphs of
+ruled draws read the masks of a step, sent ahead of it, and free rows beside masked ones read one
+that allows everything.
 
 The file is one noun, past three hundred lines: what the warm-up runs is what is captured later.
 """
@@ -23,6 +25,7 @@ from tokenbus.engine.execution.draft_graphs import DraftGraphs
 from tokenbus.engine.execution.pending_step import PendingStep
 from tokenbus.engine.execution.prompt_graphs import PromptGraphs
 from tokenbus.engine.execution.runner import Runner
+from tokenbus.engine.execution.step_masks import StepMasks
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.parallel.group import ALONE, RankGroup
@@ -31,7 +34,7 @@ from tokenbus.kernels.compile_ahead import compiling_ahead
 from tokenbus.kernels.decode_inputs import decode_inputs, keep_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from torch import Tensor
 
@@ -47,7 +50,7 @@ if TYPE_CHECKING:
 
 
 _PLAIN = SamplingPlan(Feature.RANDOM)
-# What most chats ask for, and all that a draw can be asked for.
+# What most chats ask for, and all that a draw can be asked for, grammar masks included.
 _FILTERED = SamplingPlan(Feature.RANDOM | FILTERS)
 _RULED = SamplingPlan(Feature.RANDOM | FILTERS | LOGIT_RULES)
 # Prompt tokens and decoding rows of a step: every layout that the linear layers choose by their
@@ -139,9 +142,11 @@ class GraphRunner(Runner):
         self._prompts = PromptGraphs(
             model, kv, rows, max_batch_tokens, self._capture_pass, sharing=sharing
         )
-        self._drafts = DraftGraphs(model, kv, rows, self._capture_parts) if has_drafts else None
-        # Rows of the batch, then their positions: written before each replay, in stream order.
-        self._staged = torch.zeros(2 * self._buckets[-1], dtype=torch.int64, device=rows.device)
+        self._drafts = DraftGraphs(model, kv, rows, self._capture_parts, has_drafts=has_drafts)
+        # Rows of the batch, their positions, and under rules the numbers of their masks: written
+        # before each replay, in stream order.
+        self._staged = torch.zeros(3 * self._buckets[-1], dtype=torch.int64, device=rows.device)
+        self._masks = StepMasks(rows, model.vocab_size)
         # Block tables of the rows of a batch. What lies past their last pages is of earlier
         # batches, so that a kernel that looks ahead finds pages there, whoever has them now.
         self._tables = torch.zeros_like(rows.block_table[: self._buckets[-1]])
@@ -172,7 +177,7 @@ class GraphRunner(Runner):
                 partial(self._prompts.prepare, shape)
                 for shape in self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
             ),
-            *self._draft_parts(),
+            *(partial(self._drafts.prepare, shape) for shape in self._drafts.shapes_to_prepare()),
             *(
                 partial(self._capture_in_time, shape)
                 for shape in self._prompts.other_shapes(_PREPARED_TOKENS)
@@ -193,17 +198,38 @@ class GraphRunner(Runner):
         draft_masks: DraftMasks | None = None,
     ) -> PendingStep:
         """Start a step, by replay where a graph can hold it."""
-        if plan.prefill or masks:
+        if plan.prefill:
             return super().launch(plan, masks, draft_masks)
         pending = PendingStep.of(plan)
         self._set_up(plan)
         row_list = [seq.row for seq in plan.decode if seq.row is not None]
-        sampling_plan = _captured_plan(self.sampling.plan(row_list))
-        with self.group.step(plan, sampling_plan, is_masked=False):
+        asked = self.sampling.plan(row_list)
+        numbers = self._send_masks(plan.decode, masks or {})
+        if any(numbers):
+            asked = asked.union(_RULED)
+        sampling_plan = _captured_plan(asked)
+        with self.group.step(plan, sampling_plan):
             self._regroup(plan)
-            pending.draws.append(self._replay(plan.decode, row_list, sampling_plan))
+            pending.draws.append(self._replay(plan.decode, row_list, numbers, sampling_plan))
         self._read_back(pending)
         return pending
+
+    def _send_masks(self, seqs: list[DecodingSequence], masks: Masks) -> list[int]:
+        """Send masks to where a replay finds them, and return their numbers, 0 for free rows.
+
+        A sequence whose mask cannot be sent has failed; it draws as a free one.
+        """
+        if not masks:
+            return [0] * len(seqs)
+        sent: list[Tensor | None] = [None] * len(seqs)
+        for idx, seq in enumerate(seqs):
+            mask = masks.get(-1 if seq.row is None else seq.row)
+            if mask is not None:
+                with self.containment.guard(seq, "its mask was sent"):
+                    self._masks.require_fit(mask)
+                    self.sampling.allocate_rules()
+                    sent[idx] = mask
+        return self._masks.send(sent)
 
     def _keep(self, rows: Tensor, drawn: Tensor) -> None:
         keep_tokens(self.rows.last_token, rows, drawn)
@@ -212,31 +238,29 @@ class GraphRunner(Runner):
         return self.model.logits(hidden, exact=_needs_exact(plan))
 
     def _pass(self, chunks: list[PrefillChunk], seqs: list[DecodingSequence]) -> tuple[Tensor, int]:
-        drafted = self._drafts and self._drafts.run(chunks, seqs)
-        return drafted or self._prompts.run(chunks, seqs) or super()._pass(chunks, seqs)
-
-    def _draft_parts(self) -> Iterator[Callable[[], object]]:
-        """Yield what prepares the passes of drafts."""
-        if self._drafts is not None:
-            for shape in self._drafts.shapes_to_prepare():
-                yield partial(self._drafts.prepare, shape)
+        few = self._drafts.run(chunks, seqs)
+        return few or self._prompts.run(chunks, seqs) or super()._pass(chunks, seqs)
 
     def _replay(
-        self, seqs: list[DecodingSequence], row_list: list[int], plan: SamplingPlan
+        self,
+        seqs: list[DecodingSequence],
+        row_list: list[int],
+        mask_numbers: list[int],
+        plan: SamplingPlan,
     ) -> SampledTokens:
         num = len(seqs)
         size = next(size for size in self._buckets if size >= num)
         step = self._captured(size, plan)
         padding = size - num
-        self.rows.copy_into(
-            self._staged[: 2 * size],
-            [
-                *row_list,
-                *[self.rows.padding_row] * padding,
-                *(seq.num_computed - 1 for seq in seqs),
-                *[-1] * padding,
-            ],
-        )
+        staged = [
+            *row_list,
+            *[self.rows.padding_row] * padding,
+            *(seq.num_computed - 1 for seq in seqs),
+            *[-1] * padding,
+        ]
+        if plan.has(LOGIT_RULES):
+            staged += [*mask_numbers, *[0] * padding]
+        self.rows.copy_into(self._staged[: len(staged)], staged)
         self.sampling.flush()
         step.graph.replay()
         return replace(step.sampled, token_ids=step.sampled.token_ids[:num])
@@ -246,9 +270,12 @@ class GraphRunner(Runner):
         """Compile all kernels at once; the passes themselves compute nothing yet."""
         few_layers = self.model.abridged() if isinstance(self.model, Decoder) else nullcontext()
         with compiling_ahead(), few_layers:
-            # The draws' take the compiler longest, then those of rows that share runs, compiled
-            # apart by octaves of them: begun first, they do not keep the end waiting.
+            # What takes the compiler longest is begun first, so that it does not keep the end
+            # waiting: draws, attention of prompts, and of rows that share runs, which is compiled
+            # apart by octaves of them.
             self._rehearse_draws()
+            for step in steps[:1]:
+                self._warm_step(*step, reads_cache=False)
             octaves = [size for size in self._buckets if size & (size - 1) == 0]
             with nullcontext() if self._sharing is None else self._sharing.assuming_runs():
                 for size in {*octaves, self._buckets[-1]}:
@@ -257,10 +284,7 @@ class GraphRunner(Runner):
                 self._decode_step(size, _PLAIN)
             for step in steps:
                 self._warm_step(*step)
-            for step in steps[:1]:
-                self._warm_step(*step, reads_cache=False)
-            if self._drafts is not None:
-                self._drafts.compile()
+            self._drafts.compile()
         # What was drawn is no token.
         self.rows.last_token.zero_()
 
@@ -282,6 +306,7 @@ class GraphRunner(Runner):
         """Compile by running once on scratch rows, then capture."""
         self._staged[:size].fill_(self.rows.padding_row)
         self._staged[size : 2 * size].fill_(-1)
+        self._staged[2 * size : 3 * size].zero_()
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch has no type here
         stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode(), torch.cuda.stream(stream):
@@ -389,7 +414,7 @@ class GraphRunner(Runner):
         return hidden[-num_seqs:]
 
     def _decode_step(self, size: int, plan: SamplingPlan) -> SampledTokens:
-        rows, positions = self._staged[:size], self._staged[size : 2 * size]
+        rows, positions, mask_numbers = self._staged[: 3 * size].view(3, size)
         inputs = decode_inputs(
             rows,
             positions,
@@ -412,6 +437,7 @@ class GraphRunner(Runner):
         )
         hidden = self.model.forward(inputs.token_ids, ctx)
         logits = self._logits(hidden, plan)
-        sampled = self.sampling.sample_with_plan(logits, rows, inputs.drawn_at, plan)
+        bitmask = self._masks.of(mask_numbers) if plan.has(LOGIT_RULES) else None
+        sampled = self.sampling.sample_with_plan(logits, rows, inputs.drawn_at, plan, bitmask)
         self._enter(rows, [sampled.token_ids])
         return sampled

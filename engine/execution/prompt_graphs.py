@@ -18,7 +18,7 @@ import torch
 
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.models.decoder import Decoder
-from tokenbus.engine.models.linear_weight import Fp8Weight
+from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -89,7 +89,7 @@ def replayed_tokens(model: PagedModel) -> int:
     layers = model.tensors.layers
     weights = max(layer.weights_per_token() for layer in layers)
     flops = _LAUNCH_S * _FLOPS_PER_S
-    if all(isinstance(linear.weight, Fp8Weight) for linear in layers[0].linears()):
+    if all(isinstance(linear.weight, Fp8Weight | Fp8BlockWeight) for linear in layers[0].linears()):
         flops = _FP8_LAUNCH_S * _FP8_FLOPS_PER_S
     return int(flops / (2 * weights))
 

@@ -17,7 +17,7 @@ from tokenbus.engine.execution.device_faults import escapes
 from tokenbus.engine.execution.pending_step import PendingStep, read_step
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.parallel.group import ALONE, RankGroup
-from tokenbus.engine.sampling.bitmask import leaves_one
+from tokenbus.engine.sampling.bitmask import distinct_masks, leaves_one
 from tokenbus.engine.sampling.drafted_draws import DraftedRow, DrawnRows, draw_drafted
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
@@ -92,7 +92,7 @@ class Runner:
         pending = PendingStep.of(plan)
         self._set_up(plan)
         asked = self.sampling.plan(_rows_of([*pending.seqs, *_owners(pending.drafted)]))
-        with self.group.step(plan, asked, is_masked=bool(masks)):
+        with self.group.step(plan, asked):
             self._regroup(plan)
             hidden = self._hidden(plan, pending)
             # Outside of guards: the model is asked as often on every rank.
@@ -342,25 +342,15 @@ class Runner:
             pending.leave()
 
     def _bitmask(self, masks: list[Tensor | None]) -> Tensor | None:
-        """Return the masks of draws, [M, W] int32; those of free ones have all ones.
-
-        Rows at one place of a grammar share a mask, which is sent once: 19 KB each, for a
-        vocabulary of 152k, are more than all else that a step sends.
-        """
-        like = next((mask for mask in masks if mask is not None), None)
-        if like is None:
+        """Return the masks of draws, [M, W] int32; those of free ones have all ones."""
+        found, places = distinct_masks(masks)
+        if not found:
             return None
-        all_ones = torch.full_like(like, -1)
-        distinct: dict[int, tuple[int, Tensor]] = {}
-        places = []
-        for given in masks:
-            mask = all_ones if given is None else given
-            place, _ = distinct.setdefault(id(mask), (len(distinct), mask))
-            places.append(place)
-        sent = self.rows.to_device(
-            torch.stack([mask for _, mask in distinct.values()]), torch.int32
-        )
-        return sent if len(distinct) == len(places) else sent[self.rows.to_device(places)]
+        if len(found) == len(masks):
+            return self.rows.to_device(torch.stack(found), torch.int32)
+        all_ones = torch.full_like(found[0], -1)
+        sent = self.rows.to_device(torch.stack([all_ones, *found]), torch.int32)
+        return sent[self.rows.to_device(places)]
 
 
 def _masks_of(chunk: PrefillChunk, masks: DraftMasks) -> list[Tensor | None]:

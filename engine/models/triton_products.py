@@ -29,6 +29,7 @@ from tokenbus.kernels.exchange import exchange
 from tokenbus.kernels.int4.layout import group_in_blocks, pack_int4
 from tokenbus.kernels.int4.linear import int4_linear, widened_int4
 from tokenbus.kernels.launch import KernelInputError
+from tokenbus.kernels.linear.fp8_blocks import gate_blocks, takes_gates
 from tokenbus.kernels.linear.fp8_linear import fits_matvec, fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_qkv import fits_qkv_row, fp8_qkv_row
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
@@ -239,8 +240,13 @@ class Fp8Product(FusedProduct):
         self, rows: QuantizedRows, kind: ActivationKind, following: Fp8Product
     ) -> QuantizedRows:
         """rows: [T, H] -> activation(gate) * up of its projection, [T, I], for `following`."""
+        values, scales = self._weight
+        if following.by_groups and takes_gates(rows, values, self._block_outputs):
+            return gate_blocks(
+                rows, values, scales, kind, block_outputs=self._block_outputs, bias=self._bias
+            )
         fusion = Fusion(bias=self._bias, act=kind)
-        width = self._weight[0].shape[0] // 2
+        width = values.shape[0] // 2
         if not is_tall(rows.values.shape[0], width, fusion.role, blocks=self.by_groups):
             gate_up = self.of_rounded(rows)
             return gated_act_quantized(gate_up, kind, by_groups=following.by_groups)

@@ -20,23 +20,18 @@ from tokenbus.engine.parallel.watch import BEAT_S
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Mapping
-
-    from torch import Tensor
 
     from tokenbus.engine.scheduling.plan import StepPlan
 
 # On a GPU the next order comes while the last one is computed; on a CPU spinning takes a core from
 # a rank that computes.
 _SPIN_S = {"cuda": 5e-3, "cpu": 0.0}
-# Of no row and no width: that there are masks decides how a step is launched.
-_NO_MASKS = {-1: torch.empty(0)}
 
 
 class Launcher(Protocol):
     """What a follower asks of its runner."""
 
-    def launch(self, plan: StepPlan, masks: Mapping[int, Tensor] | None = None) -> object:
+    def launch(self, plan: StepPlan) -> object:
         """Launch a step."""
         ...
 
@@ -81,7 +76,7 @@ class FollowingGroup(RankGroup):
                 continue
             step = followed.step(order)
             self.sampling.told = step.sampling
-            runner.launch(step.plan, _NO_MASKS if step.is_masked else None)
+            runner.launch(step.plan)
 
     def _beat(self) -> None:
         while True:

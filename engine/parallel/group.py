@@ -43,12 +43,10 @@ class RankGroup:
         self,
         plan: StepPlan,  # noqa: ARG002
         sampling: SamplingPlan,  # noqa: ARG002
-        *,
-        is_masked: bool,  # noqa: ARG002
     ) -> AbstractContextManager[None]:
         """Launch a step inside, together with all ranks; its rows are set up already.
 
-        sampling: what all its draws need; is_masked: whether grammars mask any of them.
+        sampling: what all its draws need.
         Raises: RankLost.
         """
         return nullcontext()

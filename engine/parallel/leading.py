@@ -100,9 +100,9 @@ class LeadingGroup(RankGroup):
         self._book.release(row)
 
     @contextmanager
-    def step(self, plan: StepPlan, sampling: SamplingPlan, *, is_masked: bool) -> Iterator[None]:
+    def step(self, plan: StepPlan, sampling: SamplingPlan) -> Iterator[None]:
         """Tell the followers of a step, and launch it inside."""
-        order = self._book.order(plan, sampling, is_masked=is_masked)
+        order = self._book.order(plan, sampling)
         self._longest_s = SILENT_S + plan.num_prefill_tokens * _TOKEN_S
         with self._telling(order):
             yield

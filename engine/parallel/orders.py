@@ -35,7 +35,6 @@ _ASKED = Request(0, (0,), SamplingParams(logprobs=0, prompt_logprobs=0))
 
 
 class _Head(NamedTuple):
-    is_masked: int
     features: int
     num_top_logprobs: int
     num_owners: int
@@ -75,7 +74,6 @@ class StepOrder(NamedTuple):
 
     plan: StepPlan
     sampling: SamplingPlan
-    is_masked: bool
 
 
 class OrderBook:
@@ -88,7 +86,7 @@ class OrderBook:
         """Take a row from its owner, which begins anew if it ever comes back."""
         self._told.pop(row, None)
 
-    def order(self, plan: StepPlan, sampling: SamplingPlan, *, is_masked: bool) -> bytes:
+    def order(self, plan: StepPlan, sampling: SamplingPlan) -> bytes:
         """Return a step as an order."""
         owners: list[int] = []
         page_lists: list[int] = []
@@ -106,7 +104,7 @@ class OrderBook:
         chunks = [number for chunk in plan.prefill for number in _told_of(chunk)]
         decoding = [number for seq in plan.decode for number in (_row_of(seq), seq.num_computed)]
         head = _Head(
-            int(is_masked), sampling.features.value, sampling.num_top_logprobs,
+            sampling.features.value, sampling.num_top_logprobs,
             len(owners) // 2, len(page_lists) // 2, len(pages), len(plan.prefill), len(plan.decode),
         )  # fmt: skip
         ids = [chunk.token_ids() for chunk in plan.prefill]
@@ -139,7 +137,7 @@ class Followed:
             seq.num_computed = num_computed
             plan.decode.append(seq)
         sampling = SamplingPlan(Feature(head.features), head.num_top_logprobs)
-        return StepOrder(plan, sampling, bool(head.is_masked))
+        return StepOrder(plan, sampling)
 
     def _chunk(self, told: list[int], numbers: _Numbers) -> PrefillChunk:
         row, start, end, samples, length, num_prompt_scored, num_unscored, num_drafted = told

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def bitmask_width(vocab_size: int) -> int:
     """Return the int32 words that hold one bit per token."""
     return -(-vocab_size // 32)
+
+
+def distinct_masks(masks: Sequence[Tensor | None]) -> tuple[list[Tensor], list[int]]:
+    """Return masks, each once, and which of them is each row's, from 1; 0 for rows without.
+
+    Rows at one place of a grammar share a mask: 19 KB each, for a vocabulary of 152k, are more than
+    all else that a step sends.
+    """
+    numbers: dict[int, int] = {}
+    found: list[Tensor] = []
+    places = [0] * len(masks)
+    for idx, mask in enumerate(masks):
+        if mask is not None:
+            places[idx] = numbers.setdefault(id(mask), len(found) + 1)
+            if places[idx] > len(found):
+                found.append(mask)
+    return found, places
 
 
 def leaves_one(bitmask: Tensor) -> bool:

@@ -54,8 +54,8 @@ class FusedSampler:
 
     Counts of said tokens live on the device: a new row sends the ids that it begins with, in one
     copy with those of other rows, and what is drawn is added there. Tables take 5 bytes per row
-    and token of the vocabulary, adjusted logits 4 more; they come with the first rule, or with
-    `prepare_rules`.
+    and token of the vocabulary, adjusted logits 4 more; they come with the first rule or
+    captured mask, or with `prepare_rules`.
 
     Draws read logits of one dtype, that of the rehearsal: exact ones are rounded to it, so that a
     row draws the same whether a neighbour asks for log-probabilities or not.
@@ -92,7 +92,7 @@ class FusedSampler:
         """Set the rules of a row; those that it does not have are not read."""
         if not plan.has(LOGIT_RULES):
             return
-        self._allocate()
+        self.allocate_rules()
         if plan.has(Feature.PENALTIES):
             self._new_rows[row] = _NewRow(
                 np.asarray(prompt_ids, np.int32), np.asarray(output_ids, np.int32)
@@ -114,8 +114,15 @@ class FusedSampler:
             _, total_bytes = torch.cuda.mem_get_info(self._device)
             is_little = num_bytes <= total_bytes * _SHARE_AHEAD
         if is_little:
-            self._allocate()
+            self.allocate_rules()
         return self._adjusted is not None
+
+    def allocate_rules(self) -> None:
+        """Give tables and adjusted logits their memory, before a graph is captured over them."""
+        if self._adjusted is None:
+            self._rules.allocate()
+            shape = (self._max_draws, self._rules.vocab_size)
+            self._adjusted = torch.empty(shape, dtype=torch.float32, device=self._device)
 
     def flush(self) -> None:
         """Send new rows to the device."""
@@ -215,10 +222,3 @@ class FusedSampler:
         write_row(self._rules.words[:, : len(bad_words)], row, words)
         history = torch.tensor([*padding, *recent, NO_TOKEN], dtype=torch.int32)
         write_row(self._rules.history, row, history)
-
-    def _allocate(self) -> None:
-        """Give tables and adjusted logits their memory, before a graph is captured over them."""
-        if self._adjusted is None:
-            self._rules.allocate()
-            shape = (self._max_draws, self._rules.vocab_size)
-            self._adjusted = torch.empty(shape, dtype=torch.float32, device=self._device)

@@ -16,6 +16,8 @@ GREEDY_TEMPERATURE = 1e-5
 # Draws of a step behind drafted tokens, and before the first of each draft: no more than there is
 # scratch memory for in the smallest batch.
 MAX_DRAFTED_ROWS = 128
+# Rows of a step of decoding sequences and tokens that grammars force, where nobody drafts.
+MAX_FORCED_ROWS = 32
 
 
 class Feature(IntFlag):

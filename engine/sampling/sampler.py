@@ -216,6 +216,11 @@ class SamplingState:
         """
         return self._fused is not None and self._fused.prepare_rules()
 
+    def allocate_rules(self) -> None:
+        """Give the tables of rules their memory, if they have none, before masks are captured."""
+        if self._fused is not None:
+            self._fused.allocate_rules()
+
     def rehearse(self, logits_of: Callable[[bool], Tensor]) -> None:
         """Launch every kernel once, so that no rule has to wait for one when it is first asked for.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,13 @@ from tokenbus.kernels.int4.rows import int4_rows_kernel
 from tokenbus.kernels.int4.split_rows import split_rows
 from tokenbus.kernels.int4.table import WIDEN_TILE, choose_int4_tuning
 from tokenbus.kernels.int4.vector import Int4VectorTuning, int4_vector_kernel
-from tokenbus.kernels.launch import ceil_div, dependent_launch, next_power_of_2, require
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    next_power_of_2,
+    require,
+    shared_tiles,
+)
 from tokenbus.kernels.linear.small_linear import PLAIN, Fusion, wide_linear
 from tokenbus.kernels.norm import rms_norm
 
@@ -30,15 +35,7 @@ if TYPE_CHECKING:
     from tokenbus.kernels.int4.layout import PackedInt4
     from tokenbus.kernels.int4.matmul import Int4Tuning
 
-# Tiles that share inputs, over all launches at a time: a count each.
-_MAX_TILES = 4096
 _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-
-
-@cache
-def _arrivals(device: torch.device) -> Tensor:
-    """Return the counts of programs that ended, zero between launches."""
-    return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
 
 
 def int4_linear(
@@ -142,17 +139,6 @@ def _by_widening(x: Tensor, weight: PackedInt4, fusion: Fusion, dtype: torch.dty
     return value.to(dtype)
 
 
-def _shared(
-    x: Tensor, tiles: int, splits: int, size: int
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """Return memory for the sums of programs that share inputs, and the counts of their ends."""
-    if splits == 1:
-        return None, None
-    require(tiles <= _MAX_TILES, f"{tiles} tiles share inputs")
-    parts = torch.empty(tiles, splits, size, dtype=torch.float32, device=x.device)
-    return parts, _arrivals(x.device)
-
-
 def _options(
     x: Tensor, weight: PackedInt4, fusion: Fusion, tuning: Int4Tuning | Int4RowsTuning
 ) -> dict[str, Any]:
@@ -221,7 +207,7 @@ def _launch_rows(
     rows = split_rows(x, norm_weight=fusion.norm_weight, eps=fusion.eps, order=weight.order)
     require(weight.group == BLOCK, f"groups of {weight.group} inputs, rows are summed by {BLOCK}")
     tiles = ceil_div(out.shape[1], tuning.block_n // (2 if fusion.act else 1))
-    parts, arrivals = _shared(x, tiles, tuning.splits, rows.height * tuning.block_n)
+    parts, arrivals = shared_tiles(tiles, tuning.splits, rows.height * tuning.block_n, x.device)
     int4_rows_kernel[(tiles, tuning.splits)](
         rows.parts,
         rows.scales,
@@ -243,7 +229,7 @@ def _launch(x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: 
     """Write the product of rows as they are to `out`."""
     width = tuning.block_n // (2 if fusion.act else 1)
     tiles = ceil_div(out.shape[0], tuning.block_m) * ceil_div(out.shape[1], width)
-    parts, arrivals = _shared(x, tiles, tuning.splits, tuning.block_m * tuning.block_n)
+    parts, arrivals = shared_tiles(tiles, tuning.splits, tuning.block_m * tuning.block_n, x.device)
     int4_matmul_kernel[(tiles, tuning.splits)](
         x,
         weight.words,

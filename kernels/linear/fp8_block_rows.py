@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -22,13 +21,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from tokenbus.kernels.activation import gate
-from tokenbus.kernels.hopper import described, load_tile, sum_parts
+from tokenbus.kernels.hopper import barriers, described, load_tile, sum_parts
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
     next_power_of_2,
     release_successor,
     require,
+    shared_tiles,
     wait_for_inputs,
 )
 from tokenbus.kernels.quantize import GROUP
@@ -206,12 +206,8 @@ def fp8_block_rows_kernel(
     kept_up = kept
     if GATED:
         kept_up = gl.allocate_shared_memory(gl.float32, [HELD, ROWS], plain)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        # Weights and rows.
-        mbarrier.init(ready.index(slot), count=2)
-        mbarrier.init(free.index(slot), count=1)
+    # What a slot waits for: weights and rows.
+    ready, free = barriers(STAGES, 2, 1)
     gl.warp_specialize(
         [
             (_multiply, (x_scales, group_stride, scales, bias, residual, out, parts, arrivals,
@@ -232,12 +228,10 @@ def multiply_block_rows(
     fusion: Fusion,
     out: Tensor,
     tuning: BlockRowsTuning,
-    arrivals: Tensor,
 ) -> None:
     """Write the product of few rows and a weight in blocks to `out`; see `fp8_linear`.
 
-    out: [M, N]. arrivals: int32 zeros, one for each 64 outputs if programs share them; zeros again
-    behind.
+    out: [M, N].
     """
     num_rows, width_out = out.shape
     height = next_power_of_2(max(num_rows, 16))
@@ -245,17 +239,13 @@ def multiply_block_rows(
     require(x.group_stride >= height, f"{x.group_stride} scales of a group, a tile has {height}")
     require(fusion.act is None or width_out % _OUTS.value == 0, f"gates of {width_out} outputs")
     span = ceil_div(values.shape[1], 2 * GROUP * tuning.splits) * 2
-    parts = None
-    if tuning.splits > 1:
-        require(tiles <= arrivals.numel(), f"{tiles} tiles share columns")
-        require(fusion.act is None, "gates are not split")
-        size = (tiles, tuning.splits, _OUTS.value, height)
-        parts = torch.empty(size, dtype=torch.float32, device=out.device)
+    require(tuning.splits == 1 or fusion.act is None, "gates are not split")
+    parts, arrivals = shared_tiles(tiles, tuning.splits, _OUTS.value * height, out.device)
     fp8_block_rows_kernel[(tiles, tuning.splits)](
-        described(x.in_tiles, height, gl.float8e4nv),
+        described(x.in_tiles, height),
         x.scales,
         x.group_stride,
-        described(values, _OUTS.value, gl.float8e4nv),
+        described(values, _OUTS.value),
         scales,
         fusion.bias,
         fusion.residual,

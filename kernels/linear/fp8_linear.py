@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from tokenbus.kernels.launch import (
     num_processors,
     require,
     require_contiguous,
+    shared_tiles,
 )
 from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning, multiply_block_rows
 from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, multiply_blocks
@@ -44,15 +44,6 @@ if TYPE_CHECKING:
 
     from tokenbus.kernels.linear.table import LinearTuning
     from tokenbus.kernels.quantize import QuantizedRows
-
-# Tiles that share columns, over all launches at a time: a count each.
-_MAX_TILES = 4096
-
-
-@cache
-def _arrivals(device: torch.device) -> Tensor:
-    """Return the counts of programs that ended, zero between launches."""
-    return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
 
 
 def fits_matvec(num_outputs: int, num_inputs: int, fusion: Fusion, block_outputs: int) -> bool:
@@ -157,10 +148,9 @@ def fp8_linear(
         tuning = choose_rows_tuning(
             num_rows, values.shape[1], width_out, fusion.role, blocks=block_outputs > 0
         )
-    check_scales(x, values, scales, block_outputs, tuning)
+    check_scales(x, values, scales, block_outputs, tuning.block_k if tuning else None)
     if isinstance(tuning, BlockRowsTuning):
-        arrivals = _arrivals(values.device)
-        multiply_block_rows(x, values, scales, block_outputs, fusion, out, tuning, arrivals)
+        multiply_block_rows(x, values, scales, block_outputs, fusion, out, tuning)
         return out
     if isinstance(tuning, RowsTuning):
         _launch_rows(x, values, scales, block_outputs, fusion, out, tuning)
@@ -179,8 +169,7 @@ def fp8_linear(
             return _by_torch(x, values, scales, fusion.bias)
         tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
     if isinstance(tuning, BlocksTuning):
-        arrivals = _arrivals(values.device)
-        multiply_blocks(x, values, scales, block_outputs, fusion.bias, out, tuning, arrivals)
+        multiply_blocks(x, values, scales, block_outputs, fusion.bias, out, tuning)
         return out
     _launch_matmul(x, values, scales, block_outputs, fusion.bias, out, tuning)
     return out
@@ -260,13 +249,8 @@ def _launch_rows(
     # What a gate multiplies begins in the middle of a tile if tiles do not divide the outputs.
     one_scale = block_outputs > 0 and block_outputs % tuning.block_n == 0
     one_scale &= fusion.act is None or width_out % tuning.block_n == 0
-    parts = arrivals = None
-    if tuning.splits > 1:
-        require(tiles <= _MAX_TILES, f"{tiles} tiles share columns")
-        require(fusion.act is None, "gates are not split")
-        size = (tiles, tuning.splits, height * tuning.block_n)
-        parts = torch.empty(size, dtype=torch.float32, device=values.device)
-        arrivals = _arrivals(values.device)
+    require(tuning.splits == 1 or fusion.act is None, "gates are not split")
+    parts, arrivals = shared_tiles(tiles, tuning.splits, height * tuning.block_n, out.device)
     fp8_rows_kernel[(tiles, tuning.splits)](
         _described(x, height, tuning.block_k),
         x.scales,

@@ -13,10 +13,6 @@ from tokenbus.kernels.quantize import FP8, GROUP
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning
-    from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
-    from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
-    from tokenbus.kernels.linear.fp8_rows import RowsTuning
     from tokenbus.kernels.linear.small_linear import Fusion
     from tokenbus.kernels.quantize import QuantizedRows
 
@@ -52,9 +48,9 @@ def check_scales(
     values: Tensor,
     scales: Tensor,
     block_outputs: int,
-    tuning: RowsTuning | BlockRowsTuning | MatmulTuning | BlocksTuning | None,
+    step: int | None,
 ) -> None:
-    """Raise KernelInputError for scales of other blocks than a step of the kernel has."""
+    """Raise KernelInputError for scales of other blocks than a step of the kernel has, if told."""
     if not block_outputs:
         require(x.scales.dim() == scales.dim() == 1, "scales of groups without blocks of weights")
         return
@@ -65,7 +61,7 @@ def check_scales(
     require(x.scales.shape == rows, f"x has scales {tuple(x.scales.shape)}, not {rows}")
     require_contiguous(scales=scales)
     require(x.scales.stride(0) == 1, "scales of a group are not side by side")
-    require(tuning is None or tuning.block_k == GROUP, f"a step of blocks has {GROUP} columns")
+    require(step is None or step == GROUP, f"a step of blocks has {GROUP} columns")
 
 
 def takes_blocks(device: torch.device, out_dtype: torch.dtype, block_outputs: int) -> bool:

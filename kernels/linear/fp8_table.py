@@ -1,11 +1,13 @@
 """The tuning table of FP8 linears: the layout for a shape, from one row to thousands.
 
-Swept on an H200 over the four linears of an 8B layer; benchmarks/RESULTS.md has the figures.
+Swept on an H200 over the four linears of an 8B layer; benchmarks/RESULTS.md has the figures. What
+is chosen is kept: every launch of a layer asks, and a start launches thousands.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 from tokenbus.kernels.launch import ceil_div, next_power_of_2
 from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning
@@ -37,6 +39,7 @@ _TILES = (
 )
 
 
+@cache
 def choose_matvec_tuning(width_in: int, width_out: int, role: LinearRole) -> LinearTuning:
     """Pick the layout for one row.
 
@@ -57,6 +60,7 @@ def choose_matvec_tuning(width_in: int, width_out: int, role: LinearRole) -> Lin
     return LinearTuning(2 if width_in >= 8192 else 4, 2048, 4)
 
 
+@cache
 def choose_rows_tuning(
     num_rows: int, width_in: int, width_out: int, role: LinearRole, *, blocks: bool = False
 ) -> RowsTuning:
@@ -105,6 +109,7 @@ def is_wide(width_out: int) -> bool:
     return width_out >= _WIDE
 
 
+@cache
 def choose_turns_tuning(
     num_rows: int, width_in: int, width_out: int, role: LinearRole
 ) -> BlockRowsTuning | BlocksTuning:
@@ -152,6 +157,7 @@ def _choose_blocks_tuning(num_rows: int, width_in: int, width_out: int) -> Block
     return BlocksTuning(128, 5, group=8, splits=splits)
 
 
+@cache
 def choose_matmul_tuning(num_rows: int, width_out: int, *, blocks: bool = False) -> MatmulTuning:
     """Pick the tile that ends first for more rows.
 

@@ -21,10 +21,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from tokenbus.kernels.activation import gate
-from tokenbus.kernels.hopper import is_hopper, load_tile, store_tile
+from tokenbus.kernels.hopper import barriers, corner, described, is_hopper, load_tile, store_tile
 from tokenbus.kernels.launch import ceil_div, num_processors
 
 if TYPE_CHECKING:
@@ -46,18 +45,19 @@ STAGES, GROUP = 4, 8
 _LEAST_ROWS, _LEAST_TILES = 1920, 1.9
 # Rows that a warm-up takes: larger passes are not the first to ask for the kernels.
 _WARM_ROWS = 2048
-_KEPT = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @gluon.jit
-def corner(tile, M, WIDTH, GROUP: gl.constexpr, OUTS: gl.constexpr):
-    """Return the first row and output of a tile: GROUP tiles of rows take turns at columns."""
-    tiles_m = gl.cdiv(M, TILE_ROWS)
-    tiles_n = gl.cdiv(WIDTH, OUTS)
-    first = tile // (GROUP * tiles_n) * GROUP
-    height = gl.minimum(tiles_m - first, GROUP)
-    row = (first + tile % (GROUP * tiles_n) % height) * TILE_ROWS
-    return row, tile % (GROUP * tiles_n) // height * OUTS
+def room(x, weight, out, STAGES: gl.constexpr):
+    """Return room for the steps in flight and for what is written, and the barriers of steps."""
+    values = gl.allocate_shared_memory(x.dtype, [STAGES, TILE_ROWS, STEP_COLUMNS], x.layout)
+    shape: gl.constexpr = [STAGES, TILE_OUTS, STEP_COLUMNS]
+    firsts = gl.allocate_shared_memory(weight.dtype, shape, weight.layout)
+    seconds = gl.allocate_shared_memory(weight.dtype, shape, weight.layout)
+    buffers = gl.allocate_shared_memory(out.dtype, [2, WAVE_ROWS, TILE_OUTS], out.layout)
+    ready, free = barriers(STAGES, 1, 2)
+    return values, firsts, seconds, buffers, ready, free
 
 
 @gluon.jit
@@ -67,7 +67,7 @@ def fetch(x, weight, values, firsts, seconds, ready, free, tiles, M, WIDTH, betw
     """Fetch the steps of this program's tiles, one after the other, as room for them is free."""
     turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, col = corner(tile, M, WIDTH, GROUP, OUTS)
+        row, col = corner(tile, M, WIDTH, GROUP, TILE_ROWS, OUTS)
         for step in range((K + STEP_COLUMNS - 1) // STEP_COLUMNS):
             slot = turn % STAGES
             mbarrier.wait(free.index(slot), (turn // STAGES & 1) ^ 1)
@@ -111,7 +111,7 @@ def _multiply(out, values, firsts, seconds, buffers, ready, free, tiles, M, WIDT
     """Multiply half the rows of this program's tiles: WHICH half."""
     turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, col = corner(tile, M, WIDTH, GROUP, TILE_OUTS)
+        row, col = corner(tile, M, WIDTH, GROUP, TILE_ROWS, TILE_OUTS)
         row += WHICH * WAVE_ROWS
         first, second = products(values, firsts, seconds, ready, free, turn, K, STAGES, WHICH)
         turn += (K + STEP_COLUMNS - 1) // STEP_COLUMNS
@@ -134,19 +134,7 @@ def _many_rows_kernel(
     A tile has 128 of them, each a gate times what it gates. What lies beyond an edge arrives as
     zeros or as other outputs, and is not written.
     """
-    values = gl.allocate_shared_memory(x.dtype, [STAGES, TILE_ROWS, STEP_COLUMNS], x.layout)
-    firsts = gl.allocate_shared_memory(
-        weight.dtype, [STAGES, TILE_OUTS, STEP_COLUMNS], weight.layout
-    )
-    seconds = gl.allocate_shared_memory(
-        weight.dtype, [STAGES, TILE_OUTS, STEP_COLUMNS], weight.layout
-    )
-    buffers = gl.allocate_shared_memory(out.dtype, [2, WAVE_ROWS, TILE_OUTS], out.layout)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(ready.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=2)
+    values, firsts, seconds, buffers, ready, free = room(x, weight, out, STAGES)
     tiles = gl.cdiv(M, TILE_ROWS) * gl.cdiv(WIDTH, TILE_OUTS)
     gl.warp_specialize(
         [
@@ -168,17 +156,11 @@ def takes_many_rows(x: Tensor, weight: Tensor, outs: int) -> bool:
 
     outs: outputs of a row of what is written.
     """
-    if not is_hopper(x.device) or x.dtype not in _KEPT or x.shape[1] % 8 or outs % 8:
+    if not is_hopper(x.device) or x.dtype not in _DTYPES or x.shape[1] % 8 or outs % 8:
         return False
     rows = min(x.shape[0], _WARM_ROWS)
     tiles = ceil_div(rows, TILE_ROWS.value) * ceil_div(weight.shape[0], 2 * TILE_OUTS.value)
     return rows >= _LEAST_ROWS and tiles >= _LEAST_TILES * num_processors(x.device)
-
-
-def described(tensor: Tensor, height: int, width: int) -> TensorDescriptor:
-    """Describe tiles of a tensor as the kernels take them."""
-    layout = gl.NVMMASharedLayout.get_default_for([height, width], _KEPT[tensor.dtype])
-    return TensorDescriptor.from_tensor(tensor, [height, width], layout)
 
 
 def many_rows(x: Tensor, weight: Tensor, act: ActivationKind) -> Tensor:

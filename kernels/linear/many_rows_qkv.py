@@ -10,11 +10,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
     tma,
 )
 
-from tokenbus.kernels.hopper import store_tile
+from tokenbus.kernels.hopper import corner, described, store_tile
 from tokenbus.kernels.launch import ceil_div, num_processors, require, require_contiguous
 from tokenbus.kernels.linear.many_rows import (
     GROUP,
@@ -23,10 +22,9 @@ from tokenbus.kernels.linear.many_rows import (
     TILE_OUTS,
     TILE_ROWS,
     WAVE_ROWS,
-    corner,
-    described,
     fetch,
     products,
+    room,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +100,7 @@ def _multiply_heads(bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_p
     flat: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
     turn = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        row, col = corner(tile, M, WIDTH, GROUP, 2 * TILE_OUTS)
+        row, col = corner(tile, M, WIDTH, GROUP, TILE_ROWS, 2 * TILE_OUTS)
         row += WHICH * WAVE_ROWS
         # What the end needs is on its way while products are computed. The second half of the
         # table: both halves are equal, and some tables sign the first.
@@ -132,19 +130,7 @@ def _many_rows_qkv_kernel(
     STAGES: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """Compute the heads of M rows, two a tile; x, weight and q_out are tensor descriptors."""
-    values = gl.allocate_shared_memory(x.dtype, [STAGES, TILE_ROWS, STEP_COLUMNS], x.layout)
-    firsts = gl.allocate_shared_memory(
-        weight.dtype, [STAGES, TILE_OUTS, STEP_COLUMNS], weight.layout
-    )
-    seconds = gl.allocate_shared_memory(
-        weight.dtype, [STAGES, TILE_OUTS, STEP_COLUMNS], weight.layout
-    )
-    buffers = gl.allocate_shared_memory(q_out.dtype, [2, WAVE_ROWS, TILE_OUTS], q_out.layout)
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(ready.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=2)
+    values, firsts, seconds, buffers, ready, free = room(x, weight, q_out, STAGES)
     WIDTH: gl.constexpr = (HQ + 2 * HKV) * TILE_OUTS
     tiles = gl.cdiv(M, TILE_ROWS) * gl.cdiv(WIDTH, 2 * TILE_OUTS)
     gl.warp_specialize(

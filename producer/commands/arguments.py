@@ -371,7 +371,7 @@ def add_jobs(commands: Any) -> list[argparse.ArgumentParser]:
         help="seconds to wait (default: until it ends)")
     follow = commands.add_parser("follow", help="stream a job's answer from any token on")
     follow.add_argument("--from", dest="cursor", type=int, default=0, metavar="CURSOR",
-        help="the last token that was seen (default: 0, from the beginning)")
+        help="number of the last token that was seen (default: 0, from the beginning)")
     cancel = commands.add_parser("cancel", help="cancel a job wherever it is")
     result.add_argument("ids", type=_name, nargs="+", metavar="ID",
         help="ids of jobs (required); answers are printed in their order")

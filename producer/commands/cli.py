@@ -12,7 +12,9 @@ EXIT_INTERRUPTED = 130
 try:
     import argparse
     import os
+    import signal
     import sys
+    from contextlib import contextmanager
     from typing import TYPE_CHECKING, Any
 
     from tokenbus.producer.commands import arguments, gateway_arguments
@@ -24,7 +26,7 @@ except KeyboardInterrupt:
     raise SystemExit(EXIT_INTERRUPTED) from None
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tokenbus.producer.settings import BusSettings
 
@@ -313,22 +315,33 @@ def _run_pull(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_of_torch(args: argparse.Namespace) -> None:
-    """Say what the next seconds go into, unless only help was asked for."""
+@contextmanager
+def _loading_torch(args: argparse.Namespace) -> Iterator[None]:
+    """Say what the next seconds go into, unless only help was asked for; Ctrl-C ends the process.
+
+    Amid an import a KeyboardInterrupt is lost where C code calls Python and heeds no exception.
+    """
     if not {"-h", "--help"} & set(args.rest):
         say("tokenbus: loading torch")
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run_bench_engine(args: argparse.Namespace) -> int:
-    _tell_of_torch(args)
-    from tokenbus.engine.bench.command import run_bench
+    with _loading_torch(args):
+        from tokenbus.engine.bench.command import run_bench
 
     return run_bench(args.rest)
 
 
 def _run_bench_cpu(args: argparse.Namespace) -> int:
-    _tell_of_torch(args)
-    from tokenbus.engine.bench.cpu_command import run_bench
+    with _loading_torch(args):
+        from tokenbus.engine.bench.cpu_command import run_bench
 
     return run_bench(args.rest)
 

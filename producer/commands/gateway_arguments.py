@@ -51,7 +51,8 @@ def add_gateway(parser: argparse.ArgumentParser) -> None:
     add("--strict", dest="gateway_strict", action="store_true", default=None,
         help="refuse requests with fields that are not known (default: ignore and name them)")
     add("--grace-s", dest="gateway_grace_s", type=float, metavar="S",
-        help="seconds that a job goes on without a reader, 0 = none and no resuming (default: 30)")
+        help="seconds in which a reader may come back to its job; 0 = a job without one is"
+        " cancelled at once (default: 30)")
     add("--log-level", choices=("debug", "info", "warning", "error"),
         help="least severe event that is logged (default: info)")
 

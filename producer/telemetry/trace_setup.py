@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import random
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,34 +12,48 @@ from tokenbus.producer.release import release
 from tokenbus.producer.telemetry.tracing import TraceContext, sampled_context
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tokenbus.producer.telemetry.tracing import EndedSpan, WallClock
+
+_NEEDED = (
+    "opentelemetry.sdk.trace.export",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+)
 
 
 class TracingMissing(Exception):
     """A library that traces need is not installed."""
 
 
-def send_traces(endpoint: str, process: str, pool: str) -> None:
+def check_tracing() -> None:
+    """Look for what traces need, and import none of it. Raises: TracingMissing names the extra."""
+    for name in _NEEDED:
+        try:
+            found = importlib.util.find_spec(name)
+        except ImportError:
+            found = None
+        if found is None:
+            raise TracingMissing(
+                f"trace_endpoint: {name} is not installed; pip install 'tokenbus[tracing]'"
+            )
+
+
+def send_traces(endpoint: str, process: str, pool: str) -> Callable[[], None]:
     """Send the spans of this process to a collector from now on, in batches, from a thread.
 
     Args:
         endpoint: URL of OTLP over HTTP, `http://collector:4318/v1/traces` for instance.
         process: what the spans are said to come from: `worker`, `control` or `gateway`.
-    Raises: TracingMissing that names the extra.
+    Returns: what sends the rest, and ends it.
+    Raises: ImportError where `check_tracing` finds something missing.
     """
-    try:
-        trace = importlib.import_module("opentelemetry.trace")
-        export = importlib.import_module("opentelemetry.sdk.trace.export")
-        otlp = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-    except ImportError as error:
-        raise TracingMissing(
-            f"trace_endpoint: {error.name} is not installed; pip install 'tokenbus[tracing]'"
-        ) from None
+    trace, export, otlp = map(importlib.import_module, ("opentelemetry.trace", *_NEEDED))
     provider = make_provider(process, pool)
     provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter(endpoint)))
     trace.set_tracer_provider(provider)
+    flush: Callable[[], None] = provider.shutdown
+    return flush
 
 
 def make_provider(process: str, pool: str) -> Any:

@@ -207,8 +207,23 @@ def test_image_is_built_from_files_that_exist() -> None:
 
 def test_image_of_the_services_has_no_torch() -> None:
     """Gateway and control service install their own extras and nothing of the engine's."""
-    installs = [line for line in _instructions("RUN", SERVICES_DOCKERFILE) if "pip" in line]
-    assert [re.findall(r"/src\[([\w,]+)\]", line) for line in installs] == [["control,gateway"]]
+    assert _extras(SERVICES_DOCKERFILE) == ["control,gateway,tracing"]
+
+
+def test_images_can_send_traces() -> None:
+    """The endpoint of a collector reaches every process that has spans, and what sends them too."""
+    assert _extras(DOCKERFILE) == ["worker,tracing"]
+    for name in ("worker", "worker-cpu", "control"):
+        assert "TOKENBUS_TRACE_ENDPOINT" in SERVICES[name]["environment"]
+
+
+def _extras(dockerfile: Path) -> list[str]:
+    """Return the extras that an image installs of us."""
+    return [
+        extras
+        for line in _instructions("RUN", dockerfile)
+        for extras in re.findall(r"/src\[([\w,]+)\]", line)
+    ]
 
 
 # What only the network of the containers has: a queue by its name, a world to listen to, ports of

@@ -52,7 +52,9 @@ async def test_large_pool_is_painted_at_once_and_does_not_grow() -> None:
             await staged.add_jobs(NUM_JOBS)
             await staged.add_ended(2000, 890)
             page = await browser.page(height=1000)
-            paints, figures, works = [], [], []
+            paints: list[int] = []
+            figures: list[int] = []
+            works: list[int] = []
             while len(paints) < FEWEST_LOADS or min(paints) > MOST_MS:
                 assert len(paints) < MOST_LOADS, paints
                 before_ms = await page.cpu_ms() + 1000 * time.process_time()

@@ -15,7 +15,7 @@ from models.paged_batch import DEVICE, HALF, assert_close
 from tokenbus.kernels import reference
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning
-from tokenbus.kernels.linear.fp8_blocks import BlocksTuning
+from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, gate_blocks, takes_gates
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
@@ -292,6 +292,30 @@ def test_few_rows_over_blocks_equal_twin(rows: int, tuning: BlockRowsTuning, cas
         fusion = Fusion(bias=bias, act=act, residual=added)
         got = fp8_linear(x, values, blocks, fusion, block_outputs=128, tuning=tuning)
         assert ((got.float() - expected).norm() / expected.norm()).item() < 3e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
+@pytest.mark.parametrize("rows", [1, 130, 700])
+@pytest.mark.parametrize("block_outputs", [128, 256])
+def test_gates_over_blocks_are_rounded_as_their_twin(rows: int, block_outputs: int) -> None:
+    """Tiles of several turns, rows and columns cut; every group has the scale of its numbers."""
+    width_in, width_out = 1360, 4 * 128
+    values = rounded(randn(2 * width_out, width_in, seed=1)).values
+    blocks = torch.rand(2 * width_out // block_outputs, 11, device=DEVICE) + 0.01
+    of_output = blocks.repeat_interleave(block_outputs, 0)
+    weight = values.float() * of_output.repeat_interleave(128, 1)[:, :width_in]
+    x = quantize_groups(randn(rows, width_in) * torch.logspace(-2, 0, width_in, device=DEVICE))
+    exact = x.values.float() * x.scales.repeat_interleave(128, 1)[:, :width_in]
+    bias = randn(2 * width_out, seed=2)
+    expected = reference.fused_linear(exact, weight, bias=bias, act="silu")
+    assert takes_gates(x, values, block_outputs) == (rows > 64)
+    got = gate_blocks(x, values, blocks, "silu", block_outputs=block_outputs, bias=bias)
+    tops = expected.view(rows, 4, 128).abs().amax(-1)
+    torch.testing.assert_close(got.scales * 448, tops, rtol=3e-3, atol=1e-3)
+    stands_for = got.values.float().view(rows, 4, 128) * got.scales[:, :, None]
+    error = (stands_for.view(rows, width_out) - expected).norm() / expected.norm()
+    assert error.item() < 0.03
 
 
 @pytest.mark.parametrize("maker", ["plain", "norm", "gate"])

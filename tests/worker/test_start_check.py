@@ -15,6 +15,7 @@ from tokenbus.engine import start_check
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelNotFound, RequestRejected
 from tokenbus.producer.commands import cli
+from tokenbus.producer.telemetry import trace_setup
 from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.start_check import check_worker
@@ -108,6 +109,13 @@ def test_port_of_metrics_that_is_taken_is_told() -> None:
         with pytest.raises(SettingsInvalid, match=f"^metrics_port: 127.0.0.1:{port}: "):
             _check(engine="null", metrics_port=port)
     _check(engine="null", metrics_port=port)
+
+
+def test_library_of_traces_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector without what sends to it stops the start, with the extra to install."""
+    monkeypatch.setattr(trace_setup, "_NEEDED", ("tokenbus.producer.absent",))
+    with pytest.raises(SettingsInvalid, match=r"^trace_endpoint: .*tokenbus\[tracing\]"):
+        _check(engine="null", trace_endpoint="http://127.0.0.1:4318/v1/traces")
 
 
 @pytest.mark.parametrize(

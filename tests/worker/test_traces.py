@@ -32,7 +32,8 @@ export = pytest.importorskip("opentelemetry.sdk.trace.export")
 in_memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
 
 
-@pytest.fixture(scope="module")
+# A process takes one provider in its life.
+@pytest.fixture(scope="session")
 def told() -> Callable[[int], list[Any]]:
     """Set up a provider for this process; return what lists the spans of a trace."""
     kept = in_memory.InMemorySpanExporter()

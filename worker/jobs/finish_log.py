@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tokenbus.producer.contract.events import TOOL_CALLS
+from tokenbus.producer.telemetry.histogram import BOUNDS_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.logs import Logger
     from tokenbus.worker.metrics import Metrics
+
+# All durations are up to the last.
+_BOUNDS_S = np.array((*BOUNDS_S, np.inf), np.float32)
 
 
 def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
@@ -27,8 +35,13 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
     outcome = reason if reason in ("cancelled", "expired", "failed") else "finished"
     _count(job, outcome, ended, metrics)
     times = job.timings
-    gaps_s = sorted(times.gaps_s)
-    metrics.itl[job.pulled.priority].add_sorted(gaps_s)
+    # One gap for each token: what sorts them in C takes a tenth of what Python's own does.
+    gaps_s = np.sort(times.gaps_s)
+    if times.first_token_at is not None and times.last_token_at is not None:
+        metrics.itl[job.pulled.priority].add_up_to_bounds(
+            np.searchsorted(gaps_s, _BOUNDS_S, side="right").tolist(),
+            times.last_token_at - times.first_token_at,
+        )
     error = finish.error if finish is not None else None
     log.info(
         "job.finished",
@@ -67,23 +80,22 @@ def _count(job: HeldJob, outcome: str, ended: Sequence[str], metrics: Metrics) -
         case _:
             metrics.jobs_finished += 1
             metrics.choices.update(ended)
-    metrics.left(job.pulled.priority, job.pulled.tenant, outcome)
+    tokens = {}
     if job.finish is not None:
         usage = job.finish.usage
-        metrics.spent(
-            job.pulled.priority,
-            job.pulled.tenant,
-            prompt=usage.prompt_tokens,
-            cached=usage.cached_tokens,
-            generated=usage.completion_tokens,
-        )
+        tokens = {
+            "prompt": usage.prompt_tokens,
+            "cached": usage.cached_tokens,
+            "generated": usage.completion_tokens,
+        }
+    metrics.left(job.pulled.priority, job.pulled.tenant, outcome, **tokens)
 
 
 def _since(start: float, end: float | None) -> float | None:
     return None if end is None else round((end - start) * 1e3, 2)
 
 
-def _quantile_ms(ordered_s: Sequence[float], share: float) -> float | None:
-    if not ordered_s:
+def _quantile_ms(ordered_s: NDArray[np.float32], share: float) -> float | None:
+    if not ordered_s.size:
         return None
-    return round(1e3 * ordered_s[min(len(ordered_s) - 1, int(share * len(ordered_s)))], 2)
+    return round(1e3 * float(ordered_s[min(ordered_s.size - 1, int(share * ordered_s.size))]), 2)

@@ -24,7 +24,7 @@ from tokenbus.engine.execution.prompt_graphs import (
 )
 from tokenbus.engine.execution.rows import RowState
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
 from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -190,6 +190,26 @@ def test_preparing_writes_to_scratch_alone(loaded: LoadedModel) -> None:
     assert (shape, False) in graphs._passes
     assert (graphs._kv.k[0][1:] == 7.0).all()
     assert graphs._kv.k[0][0].any()
+
+
+@pytest.mark.parametrize("kind", ["outputs", "blocks"])
+def test_passes_over_fp8_are_replayed_longer(loaded: LoadedModel, kind: str) -> None:
+    """Their products are over sooner, whatever has a scale: a host is the slower one for longer."""
+    linears = list(loaded.model.tensors.layers[0].linears())  # type: ignore[attr-defined]
+    before, plain = [linear.weight for linear in linears], replayed_tokens(loaded.model)
+    try:
+        for linear in linears:
+            values = torch.empty(linear.weight.shape, dtype=torch.float8_e4m3fn, device="meta")
+            scales = torch.empty(1, device="meta")
+            linear.weight = (
+                Fp8Weight(values, scales, torch.bfloat16)
+                if kind == "outputs"
+                else Fp8BlockWeight(values, scales, 128, 128, torch.bfloat16)
+            )
+        assert replayed_tokens(loaded.model) > 2 * plain
+    finally:
+        for linear, weight in zip(linears, before, strict=True):
+            linear.weight = weight
 
 
 def test_large_models_are_launched_as_before(loaded: LoadedModel) -> None:

@@ -83,7 +83,7 @@ def test_step_with_a_long_prompt_may_take_longer(
     monkeypatch.setattr(StepPlan, "num_prefill_tokens", 20_000)
     monkeypatch.setattr(group._book, "order", lambda *_, **__: b"")
     monkeypatch.setattr(group._board, "publish", lambda *_: None)
-    with group.step(StepPlan(), SamplingPlan(), is_masked=False):
+    with group.step(StepPlan(), SamplingPlan()):
         pass
     device = wait(group, BOTH, SILENT_S + 19, monkeypatch)
     assert device.now_s == SILENT_S + 19

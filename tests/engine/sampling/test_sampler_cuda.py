@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
+from tokenbus.engine.execution.rows import RowState
+from tokenbus.engine.execution.step_masks import StepMasks
 from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import SamplingParams
@@ -75,3 +79,39 @@ def test_captured_graph_draws_the_tokens_of_the_cpu() -> None:
         )
     # A draw within rounding of a border may fall on the other side.
     assert num_different <= 1
+
+
+def test_masks_are_sent_between_replays() -> None:
+    """A replay under masks that change, come and go equals a launch, bit for bit."""
+    replayed, launched = state_on("cuda"), state_on("cuda")
+    num, device = len(ROWS), torch.device("cuda")
+    plan = replayed.plan(range(num))
+    masks = StepMasks(RowState(num, 1, device), VOCAB)
+    rows = torch.arange(num, device=device)
+    logits = torch.zeros(num, VOCAB, device=device)
+    positions, numbers = torch.zeros(2, num, dtype=torch.int64, device=device)
+    replayed.sample(logits, rows, positions, plan=plan, bitmask=masks.of(numbers))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = replayed.sample_with_plan(logits, rows, positions, plan, masks.of(numbers))
+    for row, params in enumerate(ROWS):
+        replayed.set_row(row, params, 0, [1, 5, 9])
+    replayed.flush()
+    chance = random.Random(1)
+    free = torch.full((bitmask_width(VOCAB),), -1, dtype=torch.int32)
+    for step in range(NUM_STEPS):
+        generator = torch.Generator().manual_seed(step)
+        some = [
+            torch.randint(-(2**31), 2**31, free.shape, generator=generator).int() for _ in range(3)
+        ]
+        own = [chance.choice((None, *some)) for _ in range(num)]
+        logits.copy_(logits_at(step))
+        positions.fill_(step)
+        numbers.copy_(torch.tensor(masks.send(own)))
+        graph.replay()
+        bitmask = torch.stack([free if mask is None else mask for mask in own]).to(device)
+        expected = launched.sample(logits, rows, positions, plan=plan, bitmask=bitmask)
+        assert torch.equal(captured.token_ids, expected.token_ids)
+        assert expected.logprobs is not None
+        assert captured.logprobs is not None
+        assert torch.equal(captured.logprobs.logprobs, expected.logprobs.logprobs)

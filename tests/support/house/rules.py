@@ -129,7 +129,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("worker/publishing/text",),
         ("worker/engine",),
         ("worker/held",),
-        ("worker/messages",),
+        ("worker/messages", "worker/tracing"),
         ("worker/process",),
         ("worker",),
     ),

@@ -22,7 +22,11 @@ class PaddedRunner(Runner):
         super().__init__(*args, **options)
         self.prompts = PromptGraphs(self.model, self.kv, self.rows, 4096, lambda compute: compute)
         self.drafts = DraftGraphs(
-            self.model, self.kv, self.rows, lambda compute: partial(compute, lambda: None)
+            self.model,
+            self.kv,
+            self.rows,
+            lambda compute: partial(compute, lambda: None),
+            has_drafts=True,
         )
         self.num_passes = 0
 

@@ -9,6 +9,7 @@ import torch
 
 from tokenbus.engine.attention.triton_attention import TritonAttention
 from tokenbus.engine.backends import TritonBackend
+from tokenbus.engine.sampling.plan import MAX_FORCED_ROWS
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ TINY_SIZES: dict[str, Any] = {
 
 def triton_backend(max_rows: int, device: torch.device = DEVICE) -> TritonBackend:
     """Return the GPU's backend; on a CPU without what only a GPU does: graphs and steps ahead."""
-    backend = TritonBackend(device=device, attention=TritonAttention(max_rows))
+    backend = TritonBackend(
+        device=device, attention=TritonAttention(max(max_rows, MAX_FORCED_ROWS))
+    )
     if device.type == "cuda":
         return backend
     return replace(backend, captures_steps=False, runs_ahead=False, has_device_clock=False)

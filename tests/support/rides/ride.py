@@ -125,7 +125,7 @@ class Ride:
             wanted = Wanted(
                 f"order {number % 40} of {self.rng.choice(TENANTS)}",
                 self.rng.randrange(1 << 30),
-                num_tokens - number % 8,
+                max(1, num_tokens - number % 8),
             )
             chosen: dict[str, Any] = {
                 "tenant": self.rng.choice(TENANTS),

@@ -32,7 +32,7 @@ def a_member(**given: Any) -> PoolMember:
     """Make a pool member; what is not given is empty, or a mock where it talks to the server."""
     chosen: dict[str, Any] = {"worker": "w", "settings": WorkerSettings.load()}
     chosen |= {"session": Mock(), "scripts": Mock(), "completion": Mock()}
-    chosen |= {"held_jobs": HeldJobs(), "metrics": Metrics(), "traces": JobTraces("p", "w")}
+    chosen |= {"held_jobs": HeldJobs(), "metrics": Metrics(), "traces": JobTraces(Mock())}
     return PoolMember(**(chosen | given))
 
 

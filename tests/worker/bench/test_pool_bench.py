@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.processes
 
+# A pipe of the kernel holds 64 KiB, and a transport buffers as much.
+MORE_THAN_A_PIPE = 100_000
 on_stage = pytest.mark.asyncio(loop_scope="module")
 
 # Short jobs: a row of the worker ends five a second.
@@ -277,3 +279,24 @@ async def test_workers_of_a_bench_have_no_url_in_their_environment(deployment: D
     for pid in deployment.worker_pids:
         told = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
         assert deployment.url.encode() not in told
+
+
+def test_report_that_was_drained_has_left_its_process() -> None:
+    """A reader ends with its last report: the bench may be slow to read it, and gets all of it."""
+    child = (
+        "import asyncio\n"
+        "from tokenbus.worker.bench.load.pipes import open_pipes\n"
+        "async def main():\n"
+        "    _, writer = await open_pipes()\n"
+        f"    writer.write(bytes({MORE_THAN_A_PIPE}))\n"
+        "    await writer.drain()\n"
+        "asyncio.run(main())\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-P", "-c", child], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        # It is at its last report, and stays there until somebody reads.
+        received = process.stdout.read(1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.2)
+        assert len(received + process.stdout.read()) == MORE_THAN_A_PIPE

@@ -11,6 +11,7 @@ from tokenbus.engine.chat.usage import Usage
 from tokenbus.producer.contract.events import Finish, ToolCall
 from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.producer.scripts.replies import PulledJob
+from tokenbus.producer.telemetry.histogram import BOUNDS_S
 from tokenbus.worker.jobs.finish_log import log_finished
 
 CALL = ToolCall(1, "abcdefghi", "now", "{}", 0)
@@ -34,8 +35,16 @@ def test_reason_of_calls_is_told_by_line_and_metrics(
     whole = "length" if "length" in choices else "stop"
     usage = Usage(3, 0, 9, reasoning_tokens=4)
     job.finish = Finish(whole, usage, None, choices, calls, chat=CHAT)
+    job.lengths = [0]
+    for now in (1.0, 1.004, 1.304):
+        job.see_tokens(0, 1, now)
     log_finished(log, job, member.metrics)
     [line] = log.info.call_args_list
     assert line.kwargs["finish_reason"] == reason
     assert line.kwargs["reasoning_tokens"] == 4
     assert member.metrics.choices == counted
+    assert (line.kwargs["itl_p50_ms"], line.kwargs["itl_p99_ms"]) == (300, 300)
+    [itl] = [each for each in member.metrics.itl if each.count]
+    assert itl.sum_s == pytest.approx(0.304)
+    bounds = [bound for bound, count in zip(BOUNDS_S, itl.counts, strict=False) if count]
+    assert bounds == [0.005, 0.5]

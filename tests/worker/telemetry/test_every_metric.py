@@ -60,8 +60,7 @@ def _happen(metrics: Metrics) -> None:
             setattr(metrics, name, 1)
     metrics.engine_ends[DeathCause.SIGNAL] += 1
     metrics.choices["stop"] += 1
-    metrics.left(1, "acme", "finished")
-    metrics.spent(1, "acme", generated=3)
+    metrics.left(1, "acme", "finished", generated=3)
     metrics.hold_s = metrics.publish_wait_s = 0.5
     single = (metrics.publish_lag, metrics.step_time)
     for histogram in (

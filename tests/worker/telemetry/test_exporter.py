@@ -81,6 +81,8 @@ async def test_scrape_tells_what_happened(redis_url: str, pool: str, publishers:
         counted = running.metrics
         await until(lambda: running.num_held == 0 and counted.tokens_logged == 200)
         await until(lambda: counted.ttft[2].count == counted.e2e[2].count == 4)
+        # As is done once a second.
+        counted.count_steps()
         seen = await asyncio.to_thread(_scrape, port)
         entries = counted.log_entries
     assert {metric.name.removesuffix("_total") for metric in WORKER.metrics} >= {
@@ -152,6 +154,18 @@ def test_sorted_durations_fall_where_single_ones_do() -> None:
         apart.add(duration)
     assert together.counts == apart.counts
     assert together.cumulative()[-1] == ("+Inf", len(durations))
+
+
+def test_durations_sorted_elsewhere_fall_where_single_ones_do() -> None:
+    """How many are up to each bound says the same as the durations."""
+    durations = [*BOUNDS_S, *BOUNDS_S[:3], 1e4]
+    told, apart = Histogram(), Histogram()
+    for duration in durations:
+        apart.add(duration)
+    ends = [sum(each <= bound for each in durations) for bound in (*BOUNDS_S, float("inf"))]
+    told.add_up_to_bounds(ends, sum(durations))
+    assert told.counts == apart.counts
+    assert told.sum_s == pytest.approx(apart.sum_s)
 
 
 def test_quantiles_are_of_what_came_since() -> None:

@@ -22,7 +22,7 @@ from tokenbus.worker.bench.gateway.messages import (
     StreamJob,
     StreamTimes,
 )
-from tokenbus.worker.bench.gateway.pipes import open_pipes
+from tokenbus.worker.bench.load.pipes import open_pipes
 from tokenbus.worker.process.child import die_with_parent
 
 

@@ -19,8 +19,8 @@ from tokenbus.worker.bench.gateway.messages import (
     SseOrder,
     StreamJob,
 )
-from tokenbus.worker.bench.gateway.pipes import open_pipes
 from tokenbus.worker.bench.gateway.sse_stream import SseStream, request_of
+from tokenbus.worker.bench.load.pipes import open_pipes
 from tokenbus.worker.process.child import die_with_parent
 
 

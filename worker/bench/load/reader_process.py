@@ -7,7 +7,6 @@ on stdout. It ends with its work, when stdin closes, or at the time that Go name
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from tokenbus.worker.bench.load.messages import (
     ReaderReady,
     Verify,
 )
+from tokenbus.worker.bench.load.pipes import open_pipes
 from tokenbus.worker.bench.load.reader_load import ReaderLoad
 
 if TYPE_CHECKING:
@@ -100,14 +100,8 @@ async def _read(reader: ReaderLoad, go: Go, orders: asyncio.StreamReader, report
 
 
 async def _main() -> int:
-    loop = asyncio.get_running_loop()
-    orders = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
-    # Nothing that prints may disturb the frames.
-    pipe = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, pipe)
-    reports = Reports(asyncio.StreamWriter(transport, protocol, None, loop))
+    orders, writer = await open_pipes()
+    reports = Reports(writer)
     try:
         await _serve(orders, reports)
     except (asyncio.IncompleteReadError, ConnectionError) as error:

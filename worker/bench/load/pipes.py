@@ -1,4 +1,4 @@
-"""Standard input and output of a client process as streams of frames."""
+"""Standard input and output of a process of the bench as streams of frames."""
 
 from __future__ import annotations
 
