@@ -230,7 +230,7 @@ def test_preempted_rows_go_on_under_their_grammars(loaded: LoadedModel) -> None:
     """Rows that lost their pages, and those that took their rows, draw what they would have."""
     requests = some_requests(12, KINDS)
     whole = Run(loaded, graphs=False, max_num_seqs=16).answer(requests)
-    tight = Run(loaded, graphs=True, max_num_seqs=16, num_pages=24)
+    tight = Run(loaded, graphs=True, max_num_seqs=16, num_pages=16)
     # Expecting one token per output over-admits, so that pages run out.
     tight.engine._scheduler.estimator = Optimist()
     assert tight.answer(requests).tokens == whole.tokens

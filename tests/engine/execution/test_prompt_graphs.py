@@ -114,11 +114,12 @@ def test_drafts_in_padded_passes_bring_the_tokens_of_plain_steps(monkeypatch: An
     expected = tokens_of(engine_for(loaded, config))
     monkeypatch.setattr(build, "Runner", PaddedRunner)
     engine = engine_for(loaded, config)
-    text = [*prompts[0], *expected[0][:2], 319]
+    # Of a step launched ahead the first of them comes without a draft.
+    text = [*prompts[0], *expected[0][:3], 319]
     drafts = ScriptedSpeculation([text], most=8, vocab_size=320, wrong_in=10**9)
     engine._drafting = Drafting(drafts, engine._constrained)
     assert tokens_of(engine) == expected
-    assert drafts.num_right == 1
+    assert drafts.num_right >= (1 if ON_GPU else 2)
     runner: Any = engine._runner
     assert runner.drafts._passes
 
