@@ -257,7 +257,7 @@ def _scrape_ms() -> float:
 
 def _quartiles(values: Sequence[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:6.2f} us ({low:.2f} to {high:.2f})"
+    return f"{middle:6.3f} us ({low:.3f} to {high:.3f})"
 
 
 def main() -> int:
@@ -273,10 +273,11 @@ def main() -> int:
     with nullcontext(None) if args.no_traces else _collector() as endpoint:
         found, job_us = asyncio.run(_rounds(args.rounds, ways, endpoint))
     base = found["nothing"]
-    for place in PLACES:
-        values = found.pop(place)
+    places = {place: found.pop(place) for place in PLACES}
+    places["both"] = [sum(each) for each in zip(*places.values(), strict=True)]
+    for place, values in places.items():
         share = statistics.median(values) / statistics.median(base)
-        print(f"{place:20} {_quartiles(values)} a token, {share:.1%} of all")
+        print(f"{place:20} {_quartiles(values)} a token, {share:.2%} of all")
     for way, values in found.items():
         more = [value - other for value, other in zip(values, base, strict=True)]
         share = statistics.median(more) / statistics.median(base)

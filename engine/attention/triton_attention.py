@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenbus.kernels.attention.hopper_prefill import hopper_prefill, takes_hopper, tile_tokens
 from tokenbus.kernels.attention.paged_decode import QueryRows, paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
-from tokenbus.kernels.attention.prefill_items import prefill_items
 from tokenbus.kernels.attention.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
 from tokenbus.kernels.attention.work_list import DecodeWork
 from tokenbus.kernels.launch import num_processors
@@ -77,8 +75,22 @@ class TritonAttention:
         out = torch.empty_like(q)
         num_tokens = 0 if ctx.is_decode else q.shape[0] - ctx.num_decode
         if num_tokens:
-            fresh = None if fresh is None else fresh[:num_tokens]
-            _read_prompts(q[:num_tokens], spec, ctx, fresh, out[:num_tokens])
+            num_seqs = len(ctx.query_lens) - ctx.num_decode
+            paged_prefill(
+                q[:num_tokens],
+                *pages,
+                ctx.block_table[:num_seqs],
+                ctx.context_lens[:num_seqs],
+                ctx.cu_seqlens_q[: num_seqs + 1],
+                scale=spec.scale,
+                sliding_window=spec.sliding_window,
+                softcap=spec.softcap,
+                k_scales=k_scales,
+                v_scales=v_scales,
+                fresh=None if fresh is None else fresh[:num_tokens],
+                reads_cache=ctx.reads_cache,
+                out=out[:num_tokens],
+            )
         if ctx.num_decode:
             table, lens = _decode_tables(ctx)
             work, listed = self._work(q, lens, spec, ctx)
@@ -203,39 +215,6 @@ def _groups_of(runs: Sequence[SharedRun]) -> tuple[PrefixGroup, ...]:
 def _queries(ctx: ForwardContext) -> QueryRows | None:
     """Return where the queries of decoding sequences stand, None if each has one."""
     return QueryRows(ctx.cu_seqlens_q, ctx.max_query_len) if ctx.max_query_len > 1 else None
-
-
-def _read_prompts(
-    q: Tensor, spec: AttentionSpec, ctx: ForwardContext, fresh: Tensor | None, out: Tensor
-) -> None:
-    """Attend the tokens of prompts, which come first in a pass."""
-    pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
-    k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
-    num_seqs = len(ctx.query_lens) - ctx.num_decode
-    table, lens = ctx.block_table[:num_seqs], ctx.context_lens[:num_seqs]
-    borders = ctx.cu_seqlens_q[: num_seqs + 1]
-    if takes_hopper(q, pages[0], window=spec.sliding_window, softcap=spec.softcap):
-        tokens = tile_tokens(q, pages[0])
-        key = prefill_items, tokens
-        if key not in ctx.memo:
-            ctx.memo[key] = prefill_items(borders, lens, len(q), tokens)
-        hopper_prefill(q, *pages, table, ctx.memo[key], scale=spec.scale, out=out)
-        return
-    paged_prefill(
-        q,
-        *pages,
-        table,
-        lens,
-        borders,
-        scale=spec.scale,
-        sliding_window=spec.sliding_window,
-        softcap=spec.softcap,
-        k_scales=k_scales,
-        v_scales=v_scales,
-        fresh=fresh,
-        reads_cache=ctx.reads_cache,
-        out=out,
-    )
 
 
 def _decode_tables(ctx: ForwardContext) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 # launches more, which round their rows, and describe their tiles to the copy engine.
 _LAUNCH_S, _FLOPS_PER_S = 0.75e-3, 4e14
 _FP8_LAUNCH_S, _FP8_FLOPS_PER_S = 0.9e-3, 8e14
-# Most prompts of a pass: one per `_TOKENS_PER_SEQ` of its tokens, within these bounds.
+# Most prompts of a pass: one per `_TOKENS_PER_SEQ` of its tokens, within these bounds. Few
+# long ones have graphs of their own: what attends them is chosen by the tokens of one on average.
 _MIN_SEQS, _MAX_SEQS = 8, 256
-_TOKENS_PER_SEQ = 16
+_TOKENS_PER_SEQ, _LONG_TOKENS_PER_SEQ = 16, 1024
 
 
 class PassShape(NamedTuple):
@@ -138,7 +139,9 @@ class PromptGraphs:
         rows = self._row_buckets[bisect_left(self._row_buckets, num_rows)]
         if tokens + rows > self._limit:
             return None
-        seqs = min(_MIN_SEQS + tokens // _TOKENS_PER_SEQ, _MAX_SEQS)
+        seqs = tokens // _LONG_TOKENS_PER_SEQ
+        if seqs < num_seqs:
+            seqs = min(_MIN_SEQS + tokens // _TOKENS_PER_SEQ, _MAX_SEQS)
         return PassShape(tokens, seqs, rows)
 
     def shapes_to_prepare(self, most: int) -> list[PassShape]:
@@ -147,15 +150,15 @@ class PromptGraphs:
         Graphs share their memory, which the largest one lays out for all: captured from small to
         large, each would need more than the ones before it left behind.
         """
-        sizes = sorted(self._sizes(), key=lambda size: (sum(size), size), reverse=True)
-        lone = [(tokens, 0) for tokens in self._token_buckets if tokens <= most]
-        return self._shapes([*sizes[:1], *lone])
+        shapes = self._shapes()
+        by_size = sorted(shapes, key=lambda shape: (shape.num_tokens + shape.num_rows, shape))
+        lone = (shape for shape in shapes if shape.num_tokens <= most and not shape.num_rows)
+        return [*by_size[-1:], *lone]
 
     def other_shapes(self, most: int) -> list[PassShape]:
         """Return all graphs that `shapes_to_prepare` leaves out, those of few rows first."""
-        prepared = self.shapes_to_prepare(most)
-        sizes = sorted(self._sizes(), key=lambda size: size[::-1])
-        return [shape for shape in self._shapes(sizes) if shape not in prepared]
+        prepared = set(self.shapes_to_prepare(most))
+        return sorted(set(self._shapes()) - prepared, key=lambda shape: (shape.num_rows, shape))
 
     @torch.inference_mode()
     def prepare(self, shape: PassShape) -> None:
@@ -185,14 +188,15 @@ class PromptGraphs:
         self._captured(shape)()
         return self._hidden[: shape.num_tokens + shape.num_rows], shape.num_tokens
 
-    def _sizes(self) -> list[tuple[int, int]]:
-        """Return tokens and rows of every graph that pays."""
-        sizes = ((tokens, rows) for tokens in self._token_buckets for rows in self._row_buckets)
-        return [(tokens, rows) for tokens, rows in sizes if tokens + rows <= self._limit]
-
-    def _shapes(self, sizes: Iterable[tuple[int, int]]) -> list[PassShape]:
-        shapes = (self.shape(tokens, 1, rows) for tokens, rows in sizes)
-        return [shape for shape in shapes if shape is not None]
+    def _shapes(self) -> list[PassShape]:
+        """Return every graph that pays: of few long prompts, then of as many as there may be."""
+        shapes = (
+            self.shape(tokens, num_seqs, rows)
+            for tokens in self._token_buckets
+            for rows in self._row_buckets
+            for num_seqs in (1, tokens // _LONG_TOKENS_PER_SEQ + 1)
+        )
+        return list(dict.fromkeys(shape for shape in shapes if shape is not None))
 
     def _captured(self, shape: PassShape) -> Callable[[], None]:
         has_runs = self._sharing is not None and self._sharing.has_runs

@@ -7,10 +7,14 @@ were measured to cost; where a step is long because many sequences ride in it, t
 What was guessed is compared with what came, also where no row was spent on it: so a source that was
 right lately is asked again after a time in which it was not. Where planning takes longer than it
 saves, as it may for many sequences of a small model, it is done again after a number of steps.
+
+What a grammar forces behind a drawn token comes without drafts too, so a step that drafts nothing
+counts for as many tokens as such steps brought.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from operator import neg
@@ -25,7 +29,7 @@ from tokenbus.engine.speculation.step_costs import StepCosts
 from tokenbus.engine.types import DraftCount
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tokenbus.engine.speculation.acceptance import Shares
     from tokenbus.engine.speculation.drafter import Drafter, DraftView, Guess
@@ -33,8 +37,11 @@ if TYPE_CHECKING:
 # Tokens of a draft at most: with the one before them they fill a tile of rows.
 MAX_DRAFT = 15
 GRAMMAR = "grammar"
-# What a plan takes the host for each sequence, and how much of a step at most it may take for all.
+# What a plan takes the host for each sequence until it was measured, and how much of a step at most
+# it may take for all.
 _PLAN_S, _LONGEST = 40e-6, 0.5
+# Weight of the newest in averages of what plans take and of what steps bring.
+_NEWEST = 1 / 16
 # A plan that takes more than this share of a step, and longer than what it chose is to save, is
 # followed by so many steps without one that it is this share of all of them.
 _DEAR, _WASTED_SHARE = 0.2, 0.01
@@ -52,14 +59,21 @@ class _Draft:
     """What may follow `num_known` tokens of a sequence: pieces of it, and rivals of the first.
 
     `chances` say of each token that it is kept; the likeliest `num_chosen` are to be verified.
+    `turn` is the number of the plan that it was made in.
     """
 
-    __slots__ = ("chances", "num_chosen", "num_known", "pieces", "rivals")
+    __slots__ = ("chances", "num_chosen", "num_known", "pieces", "rivals", "turn")
 
     def __init__(
-        self, num_known: int, pieces: list[_Piece], rivals: list[_Piece], chances: list[float]
+        self,
+        num_known: int,
+        turn: int,
+        pieces: list[_Piece],
+        rivals: list[_Piece],
+        chances: list[float],
     ) -> None:
         self.num_known = num_known
+        self.turn = turn
         self.pieces = pieces
         self.rivals = rivals
         self.chances = chances
@@ -75,8 +89,9 @@ class _Draft:
 class DraftPlanner:
     """Drafts from a sequence's own text, its group's answers and its grammar."""
 
-    def __init__(self, group_bytes: int) -> None:
-        """Keep at most so many bytes of the answers of each group."""
+    def __init__(self, group_bytes: int, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        """Keep at most so many bytes of the answers of each group; plans are timed by `clock`."""
+        self._clock = clock
         self.pool = PoolText(group_bytes)
         self.costs = StepCosts()
         self._drafters: tuple[Drafter, ...] = (OwnText(), self.pool)
@@ -85,6 +100,9 @@ class DraftPlanner:
         self._acceptance = Acceptance(len(self.names))
         self._drafts: dict[int, _Draft] = {}
         self._steps_without = 0
+        self._num_plans = 0
+        # Seconds of a plan for each sequence, and tokens that a step brings of one with a grammar.
+        self._plan_s, self._grammar_tokens = _PLAN_S, 1.0
         self.drafted_total: Counter[str] = Counter()
         self.accepted_total: Counter[str] = Counter()
 
@@ -93,15 +111,19 @@ class DraftPlanner:
         if self._steps_without:
             self._steps_without -= 1
             return False
-        is_long = num_seqs * _PLAN_S > _LONGEST * self.costs.of(num_seqs)
+        is_long = num_seqs * self._plan_s > _LONGEST * self.costs.of(num_seqs)
         return not is_long and self.costs.may_pay(num_seqs, MAX_DRAFT)
 
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
+        began = self._clock()
+        self._num_plans += 1
         self.pool.file()
         drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
-        saved_s = self._choose(len(seqs), [draft for _, draft in drafts]) if drafts else 0.0
-        planned_s, step_s = len(seqs) * _PLAN_S, self.costs.of(len(seqs))
+        saved_s = self._choose(seqs, [draft for _, draft in drafts]) if drafts else 0.0
+        taken_s = (self._clock() - began) / max(1, len(seqs))
+        self._plan_s += (taken_s - self._plan_s) * _NEWEST
+        planned_s, step_s = len(seqs) * self._plan_s, self.costs.of(len(seqs))
         if planned_s > max(saved_s, _DEAR * step_s):
             self._steps_without = int(planned_s / (_WASTED_SHARE * step_s))
         return {
@@ -145,13 +167,15 @@ class DraftPlanner:
         drafted, accepted = self.drafted_total, self.accepted_total
         return tuple((name, DraftCount(drafted[name], accepted[name])) for name in self.names)
 
-    def _choose(self, num_seqs: int, drafts: list[_Draft]) -> float:
+    def _choose(self, seqs: Sequence[DraftView], drafts: list[_Draft]) -> float:
         """Give the step's rows to the likeliest tokens of all drafts, as many as pay.
 
         Returns: the seconds that they are expected to save.
         """
+        num_seqs = len(seqs)
+        num_tokens = sum(1.0 if seq.walk_grammar is None else self._grammar_tokens for seq in seqs)
         chances = sorted((each for draft in drafts for each in draft.chances), reverse=True)
-        num_chosen = left = self.costs.best(num_seqs, chances)
+        num_chosen = left = self.costs.best(num_seqs, chances, num_tokens)
         least = chances[left - 1] if left else 2.0
         for draft in drafts:
             draft.num_chosen = bisect_left(draft.chances, -least, key=neg)
@@ -163,7 +187,7 @@ class DraftPlanner:
             left -= min(left, equal)
         step_s = self.costs.of(num_seqs)
         expected = sum(chances[:num_chosen])
-        return (1.0 + expected / num_seqs) * step_s - self.costs.of(num_seqs + num_chosen)
+        return (1.0 + expected / num_tokens) * step_s - self.costs.of(num_seqs + num_chosen)
 
     def _draft(self, seq: DraftView) -> _Draft | None:
         """Draft anew, if tokens have come since the last time, and learn from these."""
@@ -195,7 +219,7 @@ class DraftPlanner:
                 chances += _chances(piece, shares, chances[-1] if chances else 1.0)
         if not pieces:
             return None
-        draft = self._drafts[seq.key] = _Draft(num_known, pieces, rivals, chances)
+        draft = self._drafts[seq.key] = _Draft(num_known, self._num_plans, pieces, rivals, chances)
         return draft
 
     def _fitting(self, seq: DraftView, shares: Shares) -> list[_Piece]:
@@ -223,6 +247,11 @@ class DraftPlanner:
     def _learn(self, seq: DraftView, draft: _Draft, shares: Shares) -> None:
         """Compare guesses with the tokens that came."""
         came = list(seq.token_ids[draft.num_known : draft.num_known + MAX_DRAFT])
+        if seq.walk_grammar is not None and draft.turn == self._num_plans - 1:
+            # One step: what was not drafted, the grammar forced behind the token that it drew.
+            num_right = _num_alike(draft.token_ids()[: draft.num_chosen], came)
+            num_new = len(seq.token_ids) - draft.num_known - num_right
+            self._grammar_tokens += (max(1, num_new) - self._grammar_tokens) * _NEWEST
         for piece in draft.rivals or draft.pieces:
             token_ids = piece.guess.token_ids
             num_right = _num_alike(token_ids, came[piece.at :])

@@ -72,16 +72,17 @@ class StepCosts:
             self._may_pay[num_seqs] = pays
         return pays
 
-    def best(self, num_seqs: int, chances: Sequence[float]) -> int:
+    def best(self, num_seqs: int, chances: Sequence[float], num_tokens: float) -> int:
         """Return how many of the drafted tokens make the most tokens a second; 0 if none pays.
 
         Args:
             chances: that each is kept, the best first.
+            num_tokens: what the step brings without drafts.
         """
-        least = num_seqs / self.of(num_seqs) * MARGIN
+        least = num_tokens / self.of(num_seqs) * MARGIN
         chances = chances[: max(0, _SIZES[-1] - num_seqs)]
         curve = self._reaching(num_seqs + len(chances))
-        found, expected = 0, float(num_seqs)
+        found, expected = 0, num_tokens
         for num_rows, chance in enumerate(chances, num_seqs + 1):
             expected += chance
             if expected > least * curve[num_rows]:

@@ -1,9 +1,8 @@
-"""Prefill attention for Hopper: one warp fetches, two groups of four attend 64 rows each.
+"""Prefill attention for long prompts on Hopper: one warp fetches, two groups of four attend.
 
 While a group weighs its scores, the matrix units multiply for the other one, and its own weights of
-the tile before by their values; while it ends an item, the next one's keys are on their way.
-Written in Gluon, which has no interpreter: where that runs, on other GPUs and for other shapes
-there is `paged_prefill`.
+the tile before by their values. Written in Gluon, which has no interpreter: where that runs, on
+other GPUs and for other shapes, `paged_prefill` has a kernel for all of them.
 
 It is one file because the parts of a kernel share tiles and barriers.
 """
@@ -17,7 +16,6 @@ import torch
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -26,10 +24,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from tokenbus.kernels.attention.prefill_items import ITEM_SIZE
 from tokenbus.kernels.attention.prefill_tile import LOG2E
 from tokenbus.kernels.hopper import is_hopper, load_tile
-from tokenbus.kernels.launch import num_processors, require_contiguous
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,38 +40,45 @@ _HALF = gl.constexpr(64)
 _PAGED = gl.constexpr(64)
 # Tiles of keys, and of values, in flight.
 _STAGES = 2
-# Tokens of a pass from which on this kernel is the faster one.
-_LEAST_TOKENS = 512
-# Later versions of Triton have another name for it than 3.6.
-_copy_rows = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+# Tokens that prompts have on average from which on this kernel is the faster one. On an H200, of 16
+# heads over 8, us: one prompt of 8,000 tokens 462 for 509, four of 2,000 176 for 192, sixteen of
+# 500 112 for 86: a program has a multiprocessor to itself, which waits while it begins and ends.
+_LEAST_TOKENS = 1024
 _KEPT = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
 @gluon.jit
-def _count(items, HKV: gl.constexpr):
-    """Return how many items each program takes in turn."""
-    return gl.cdiv(gl.load(items) * HKV, gl.num_programs(0))
+def _find(borders, tile, num_sequences, TOKENS: gl.constexpr, WARPS: gl.constexpr):
+    """Return the sequence of a tile, as `paged_prefill` deals them out."""
+    flat: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+    found = 0
+    for start in range(0, num_sequences + 1, 256):
+        n = start + gl.arange(0, 256, layout=flat)
+        border = gl.load(borders + n, mask=n <= num_sequences, other=0)
+        mine = (n <= num_sequences) & (border // TOKENS + n <= tile)
+        found += gl.sum(mine.to(gl.int32), axis=0)
+    return found - 1
 
 
 @gluon.jit
-def _item(items, turn, HKV: gl.constexpr, SIZE: gl.constexpr):
-    """Return an item of this program: sequence, tokens, position of the first, keys, context, head.
-
-    Programs take theirs to and fro, so that nobody has the longest of every turn.
-    """
-    program = gl.program_id(0)
-    place = turn * gl.num_programs(0) + program
-    if turn % 2 == 1:
-        place = (turn + 1) * gl.num_programs(0) - 1 - program
-    is_there = place < gl.load(items) * HKV
-    item = items + (1 + place // HKV) * SIZE
-    n = gl.load(item, mask=is_there, other=0)
-    token = gl.load(item + 1, mask=is_there, other=0)
-    end = gl.load(item + 2, mask=is_there, other=0)
-    earliest = gl.load(item + 3, mask=is_there, other=0)
-    keys = gl.load(item + 4, mask=is_there, other=0)
-    context = gl.load(item + 5, mask=is_there, other=0)
-    return n, token, end, earliest, keys, context, place % HKV
+def _item(lens, borders, num_sequences, num_tokens, TOKENS: gl.constexpr,
+          WARPS: gl.constexpr):  # fmt: skip
+    """Return what this program attends: sequence, tokens, position of the first, keys, context."""
+    tile = gl.num_programs(1) - 1 - gl.program_id(1)
+    n = _find(borders, tile, num_sequences, TOKENS, WARPS)
+    first = gl.load(borders + n)
+    last = num_tokens
+    context = 0
+    if n < num_sequences:
+        last = gl.load(borders + n + 1)
+        context = gl.load(lens + n)
+    token = first + (tile - first // TOKENS - n) * TOKENS
+    earliest = context - last + token
+    keys = gl.minimum(earliest + TOKENS, context)
+    # Padding behind the last sequence has no keys, nor has a tile without a token.
+    if (n == num_sequences) | (token >= last):
+        keys = 0
+    return n, token, last, earliest, keys, context
 
 
 @gluon.jit
@@ -89,63 +92,59 @@ def _fetch_tile(tiles, ready, places, slot, row, row_2):
 
 
 @gluon.jit
-def _fetch(k_tiles, v_tiles, block_table, items, ks, vs, k_ready, k_free, v_ready, v_free,
-           table_stride, HKV: gl.constexpr, S: gl.constexpr, SIZE: gl.constexpr,
-           STAGES: gl.constexpr):  # fmt: skip
-    """Fetch keys and values of this program's items, tile by tile, as room for them is free."""
-    step = 0
-    n, _token, _end, _earliest, keys, context, head = _item(items, 0, HKV, SIZE)
-    for turn in range(_count(items, HKV)):
-        # What comes next is looked up meanwhile.
-        n_2, _token, _end, _earliest, keys_2, context_2, head_2 = _item(items, turn + 1, HKV, SIZE)
-        table = block_table + n.to(gl.int64) * table_stride
-        for start in range(0, keys, _KEYS):
-            slot = step % STAGES
-            phase = (step // STAGES & 1) ^ 1
-            # Behind the last page it stands in for the next: nobody sees what is there.
-            second = gl.minimum(start + _PAGED, (context - 1) // _PAGED * _PAGED)
-            row = (gl.load(table + start // S) * HKV + head) * S + start % S
-            row_2 = (gl.load(table + second // S) * HKV + head) * S + second % S
-            mbarrier.wait(k_free.index(slot), phase)
-            _fetch_tile(k_tiles, k_ready.index(slot), ks, slot, row, row_2)
-            mbarrier.wait(v_free.index(slot), phase)
-            _fetch_tile(v_tiles, v_ready.index(slot), vs, slot, row, row_2)
-            step += 1
-        n = n_2
-        keys = keys_2
-        context = context_2
-        head = head_2
+def _fetch(k_tiles, v_tiles, block_table, lens, borders, ks, vs, k_ready, k_free, v_ready, v_free,
+           num_tokens, num_sequences, table_stride, HKV: gl.constexpr, S: gl.constexpr,
+           TOKENS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+    """Fetch the keys and values that this program attends, as room for them is free."""
+    n, _token, _last, _earliest, keys, context = _item(
+        lens, borders, num_sequences, num_tokens, TOKENS, 1
+    )
+    table = block_table + n.to(gl.int64) * table_stride
+    head = gl.program_id(0)
+    for start in range(0, keys, _KEYS):
+        turn = start // _KEYS
+        slot = turn % STAGES
+        phase = (turn // STAGES & 1) ^ 1
+        # Behind the last page it stands in for the next: nobody sees what is there.
+        second = gl.minimum(start + _PAGED, (context - 1) // _PAGED * _PAGED)
+        row = (gl.load(table + start // S) * HKV + head) * S + start % S
+        row_2 = (gl.load(table + second // S) * HKV + head) * S + second % S
+        mbarrier.wait(k_free.index(slot), phase)
+        _fetch_tile(k_tiles, k_ready.index(slot), ks, slot, row, row_2)
+        mbarrier.wait(v_free.index(slot), phase)
+        _fetch_tile(v_tiles, v_ready.index(slot), vs, slot, row, row_2)
 
 
 @gluon.jit
-def _rows(token, end, head, WHICH: gl.constexpr, GROUP: gl.constexpr, TOKENS: gl.constexpr,
+def _rows(token, last, WHICH: gl.constexpr, GROUP: gl.constexpr, TOKENS: gl.constexpr,
           layout: gl.constexpr):  # fmt: skip
     """Return tokens, columns and use of the rows of a group: tokens times the heads of one."""
     offs = WHICH * _WAVE + gl.arange(0, _WAVE, layout=layout)
     tokens = token + offs // GROUP
-    columns = (head * GROUP + offs % GROUP) * _DIMS
-    return tokens.to(gl.int64), columns, (offs < TOKENS * GROUP) & (tokens < end)
+    columns = (gl.program_id(0) * GROUP + offs % GROUP) * _DIMS
+    return tokens.to(gl.int64), columns, (offs < TOKENS * GROUP) & (tokens < last)
 
 
 @gluon.jit
-def _ask(q_rows, qs, token, end, head, q_stride, WHICH: gl.constexpr, GROUP: gl.constexpr,
-         TOKENS: gl.constexpr):  # fmt: skip
-    """Begin to copy 64 rows of queries to where they are multiplied from."""
+def _take(q_rows, qs, token, last, q_stride, WHICH: gl.constexpr, GROUP: gl.constexpr,
+          TOKENS: gl.constexpr):  # fmt: skip
+    """Bring 64 rows of queries to where they are multiplied from."""
     flat: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    tokens, columns, live = _rows(token, end, head, WHICH, GROUP, TOKENS, gl.SliceLayout(1, flat))
+    tokens, columns, live = _rows(token, last, WHICH, GROUP, TOKENS, gl.SliceLayout(1, flat))
     dims = gl.arange(0, _HALF, layout=gl.SliceLayout(0, flat))
     place = q_rows + (tokens * q_stride + columns)[:, None] + dims[None, :]
-    _copy_rows(qs.index(2 * WHICH), place, mask=live[:, None])
-    _copy_rows(qs.index(2 * WHICH + 1), place + _HALF, mask=live[:, None])
-    async_copy.commit_group()
+    qs.index(2 * WHICH).store(gl.load(place, mask=live[:, None], other=0.0))
+    qs.index(2 * WHICH + 1).store(gl.load(place + _HALF, mask=live[:, None], other=0.0))
+    fence_async_shared()
+    tl.debug_barrier()
 
 
 @gluon.jit
-def _write(out, acc, acc_2, token, end, head, WHICH: gl.constexpr, HQ: gl.constexpr,
+def _write(out, acc, acc_2, token, last, WHICH: gl.constexpr, HQ: gl.constexpr,
            GROUP: gl.constexpr, TOKENS: gl.constexpr):  # fmt: skip
     """Write the two halves of 64 rows."""
     layout: gl.constexpr = acc.type.layout
-    tokens, columns, live = _rows(token, end, head, WHICH, GROUP, TOKENS, gl.SliceLayout(1, layout))
+    tokens, columns, live = _rows(token, last, WHICH, GROUP, TOKENS, gl.SliceLayout(1, layout))
     dims = gl.arange(0, _HALF, layout=gl.SliceLayout(0, layout))
     place = out + (tokens * (HQ * _DIMS) + columns)[:, None] + dims[None, :]
     gl.store(place, acc.to(out.dtype.element_ty), mask=live[:, None])
@@ -188,18 +187,19 @@ def _seen(scores, start, position):
 
 
 @gluon.jit
-def _step(qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, step, weights, acc, acc_2, m, total,
-          zero, start, position, rate, MASKED: gl.constexpr, STAGES: gl.constexpr,
+def _step(qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, weights, acc, acc_2, m, total, zero,
+          start, position, rate, MASKED: gl.constexpr, STAGES: gl.constexpr,
           WHICH: gl.constexpr):  # fmt: skip
-    """Weigh a tile of keys while the values of the tile before, `step`, are multiplied.
+    """Weigh a tile of keys while the values of the tile before are multiplied.
 
     Nothing branches meanwhile: the compiler would wait before it does.
     """
-    before = step % STAGES
-    slot = (step + 1) % STAGES
-    mbarrier.wait(k_ready.index(slot), (step + 1) // STAGES & 1)
+    turn = start // _KEYS
+    slot = turn % STAGES
+    before = (turn - 1) % STAGES
+    mbarrier.wait(k_ready.index(slot), turn // STAGES & 1)
     scores = _scores(qs, ks, slot, zero, WHICH)
-    mbarrier.wait(v_ready.index(before), step // STAGES & 1)
+    mbarrier.wait(v_ready.index(before), (turn - 1) // STAGES & 1)
     acc, acc_2 = _values(weights, vs, before, acc, acc_2)
     scores = warpgroup_mma_wait(2, deps=[scores])
     if MASKED:
@@ -221,9 +221,8 @@ def _step(qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, step, weights, acc
 
 
 @gluon.jit
-def _attend_tiles(qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, step, earliest, keys,
-                  context, rate, GROUP: gl.constexpr, STAGES: gl.constexpr,
-                  WHICH: gl.constexpr):  # fmt: skip
+def _attend_tiles(qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, earliest, keys, context, rate,
+                  GROUP: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
     """Attend 64 rows over the tiles of their keys, of which there is one at least."""
     score: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     value: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
@@ -232,11 +231,10 @@ def _attend_tiles(qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, step, earl
     zero = gl.zeros([_WAVE, _KEYS], gl.float32, layout=score)
     acc = gl.zeros([_WAVE, _HALF], gl.float32, layout=value)
     acc_2 = gl.zeros([_WAVE, _HALF], gl.float32, layout=value)
-    slot = step % STAGES
-    mbarrier.wait(k_ready.index(slot), step // STAGES & 1)
-    scores = warpgroup_mma_wait(0, deps=[_scores(qs, ks, slot, zero, WHICH)])
+    mbarrier.wait(k_ready.index(0), 0)
+    scores = warpgroup_mma_wait(0, deps=[_scores(qs, ks, 0, zero, WHICH)])
     tl.debug_barrier()
-    mbarrier.arrive(k_free.index(slot), count=1)
+    mbarrier.arrive(k_free.index(0), count=1)
     scores = _seen(scores, 0, position)
     m = gl.max(scores, axis=1) * rate
     p = gl.exp2(scores * rate - m[:, None])
@@ -246,70 +244,53 @@ def _attend_tiles(qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, step, earl
     whole = gl.minimum((earliest + WHICH * _WAVE // GROUP + 1) // _KEYS * _KEYS, keys)
     for start in range(_KEYS, whole, _KEYS):
         weights, acc, acc_2, m, total = _step(
-            qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, step, weights, acc, acc_2, m, total,
-            zero, start, position, rate, False, STAGES, WHICH,
+            qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, weights, acc, acc_2, m, total, zero,
+            start, position, rate, False, STAGES, WHICH,
         )  # fmt: skip
-        step += 1
     for start in range(gl.maximum(whole, _KEYS), keys, _KEYS):
         weights, acc, acc_2, m, total = _step(
-            qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, step, weights, acc, acc_2, m, total,
-            zero, start, position, rate, True, STAGES, WHICH,
+            qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, weights, acc, acc_2, m, total, zero,
+            start, position, rate, True, STAGES, WHICH,
         )  # fmt: skip
-        step += 1
-    slot = step % STAGES
-    mbarrier.wait(v_ready.index(slot), step // STAGES & 1)
-    start = (keys - 1) // _KEYS * _KEYS
-    if start + _KEYS > context:
-        _clear(vs, slot, start, context)
+    turn = (keys - 1) // _KEYS
+    slot = turn % STAGES
+    mbarrier.wait(v_ready.index(slot), turn // STAGES & 1)
+    if (turn + 1) * _KEYS > context:
+        _clear(vs, slot, turn * _KEYS, context)
     acc, acc_2 = _values(weights, vs, slot, acc, acc_2)
     acc, acc_2 = warpgroup_mma_wait(0, deps=[acc, acc_2])
-    tl.debug_barrier()
-    mbarrier.arrive(v_free.index(slot), count=1)
     inverse = (1.0 / gl.convert_layout(total, gl.SliceLayout(1, value)))[:, None]
-    return acc * inverse, acc_2 * inverse, step + 1
+    return acc * inverse, acc_2 * inverse
 
 
 @gluon.jit
-def _attend(q_rows, items, out, qs, ks, vs, sums, k_ready, k_free, v_ready, v_free, q_stride, rate,
-            HQ: gl.constexpr, HKV: gl.constexpr, TOKENS: gl.constexpr, SIZE: gl.constexpr,
-            STAGES: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
-    """Attend half the rows of this program's items: WHICH half. Rows without keys are zero."""
+def _attend(q_rows, lens, borders, out, qs, ks, vs, sums, k_ready, k_free, v_ready, v_free,
+            num_tokens, num_sequences, q_stride, rate, HQ: gl.constexpr, HKV: gl.constexpr,
+            TOKENS: gl.constexpr, STAGES: gl.constexpr, WHICH: gl.constexpr):  # fmt: skip
+    """Attend half the rows of this program: WHICH half. Rows without keys are zero."""
     GROUP: gl.constexpr = HQ // HKV
     value: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    step = 0
-    _n, token, end, earliest, keys, context, head = _item(items, 0, HKV, SIZE)
-    _ask(q_rows, qs, token, end, head, q_stride, WHICH, GROUP, TOKENS)
-    for turn in range(_count(items, HKV)):
-        _n, token_2, end_2, earliest_2, keys_2, context_2, head_2 = _item(
-            items, turn + 1, HKV, SIZE
-        )
-        async_copy.wait_group(0)
-        fence_async_shared()
-        tl.debug_barrier()
-        acc = gl.zeros([_WAVE, _HALF], gl.float32, layout=value)
-        acc_2 = gl.zeros([_WAVE, _HALF], gl.float32, layout=value)
-        if keys > 0:
-            acc, acc_2, step = _attend_tiles(
-                qs, ks, vs, sums.index(WHICH), k_ready, k_free, v_ready, v_free, step, earliest,
-                keys, context, rate, GROUP, STAGES, WHICH,
-            )  # fmt: skip
-        _ask(q_rows, qs, token_2, end_2, head_2, q_stride, WHICH, GROUP, TOKENS)
-        _write(out, acc, acc_2, token, end, head, WHICH, HQ, GROUP, TOKENS)
-        token = token_2
-        end = end_2
-        earliest = earliest_2
-        keys = keys_2
-        context = context_2
-        head = head_2
+    _n, token, last, earliest, keys, context = _item(
+        lens, borders, num_sequences, num_tokens, TOKENS, 4
+    )
+    acc = gl.zeros([_WAVE, _HALF], gl.float32, layout=value)
+    acc_2 = gl.zeros([_WAVE, _HALF], gl.float32, layout=value)
+    if keys > 0:
+        _take(q_rows, qs, token, last, q_stride, WHICH, GROUP, TOKENS)
+        acc, acc_2 = _attend_tiles(
+            qs, ks, vs, sums.index(WHICH), k_ready, k_free, v_ready, v_free, earliest, keys,
+            context, rate, GROUP, STAGES, WHICH,
+        )  # fmt: skip
+    _write(out, acc, acc_2, token, last, WHICH, HQ, GROUP, TOKENS)
 
 
-@gluon.jit(do_not_specialize=["table_stride"])
+@gluon.jit(do_not_specialize=["num_tokens", "num_sequences", "table_stride"])
 def hopper_prefill_kernel(
-    q_rows, k_tiles, v_tiles, block_table, items, out, q_stride, table_stride, rate,
-    HQ: gl.constexpr, HKV: gl.constexpr, S: gl.constexpr, TOKENS: gl.constexpr,
-    SIZE: gl.constexpr, STAGES: gl.constexpr,
+    q_rows, k_tiles, v_tiles, block_table, lens, borders, out, num_tokens, num_sequences, q_stride,
+    table_stride, rate, HQ: gl.constexpr, HKV: gl.constexpr, S: gl.constexpr,
+    TOKENS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Attend items of 128 rows, tokens times the heads of one of keys."""
+    """Attend 128 rows, tokens times the heads of one of keys, of one sequence; longest first."""
     kept: gl.constexpr = k_tiles.dtype
     layout: gl.constexpr = k_tiles.layout
     qs = gl.allocate_shared_memory(kept, [4, _WAVE, _HALF], layout)
@@ -327,12 +308,15 @@ def hopper_prefill_kernel(
         mbarrier.init(v_free.index(slot), count=2)
     gl.warp_specialize(
         [
-            (_attend, (q_rows, items, out, qs, ks, vs, sums, k_ready, k_free, v_ready, v_free,
-                       q_stride, rate, HQ, HKV, TOKENS, SIZE, STAGES, 0)),
-            (_attend, (q_rows, items, out, qs, ks, vs, sums, k_ready, k_free, v_ready, v_free,
-                       q_stride, rate, HQ, HKV, TOKENS, SIZE, STAGES, 1)),
-            (_fetch, (k_tiles, v_tiles, block_table, items, ks, vs, k_ready, k_free, v_ready,
-                      v_free, table_stride, HKV, S, SIZE, STAGES)),
+            (_attend, (q_rows, lens, borders, out, qs, ks, vs, sums, k_ready, k_free, v_ready,
+                       v_free, num_tokens, num_sequences, q_stride, rate, HQ, HKV, TOKENS, STAGES,
+                       0)),
+            (_attend, (q_rows, lens, borders, out, qs, ks, vs, sums, k_ready, k_free, v_ready,
+                       v_free, num_tokens, num_sequences, q_stride, rate, HQ, HKV, TOKENS, STAGES,
+                       1)),
+            (_fetch, (k_tiles, v_tiles, block_table, lens, borders, ks, vs, k_ready, k_free,
+                      v_ready, v_free, num_tokens, num_sequences, table_stride, HKV, S, TOKENS,
+                      STAGES)),
         ],
         [4, 1],
         # Registers of those who attend and of the one who fetches, of 65,536 for all.
@@ -346,23 +330,15 @@ def _described(pages: Tensor) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(pages.view(-1, _DIMS.value), shape, layout)
 
 
-def tile_tokens(q: Tensor, k_pages: Tensor) -> int:
-    """Return the tokens of an item: 128 rows have the heads of one of keys."""
-    return int(2 * _WAVE.value // (q.shape[1] // k_pages.shape[1]))
-
-
-def takes_hopper(
-    q: Tensor, k_pages: Tensor, *, window: int | None = None, softcap: float | None = None
-) -> bool:
-    """Say whether tokens are many, keys and scores plain, and shapes and device the kernel's."""
+def takes_long(q: Tensor, k_pages: Tensor, num_sequences: int) -> bool:
+    """Say whether prompts are long, and shapes and device those of the kernel."""
     return bool(
-        q.shape[0] >= _LEAST_TOKENS
-        and window is None
-        and softcap is None
+        q.shape[0] >= _LEAST_TOKENS * num_sequences
         and is_hopper(q.device)
         and q.dtype in _KEPT
         and k_pages.dtype == q.dtype
         and q.shape[2] == _DIMS.value
+        and q.shape[1] // k_pages.shape[1] <= 2 * _WAVE.value
         and k_pages.shape[2] % _PAGED.value == 0
     )
 
@@ -372,37 +348,33 @@ def hopper_prefill(
     k_pages: Tensor,
     v_pages: Tensor,
     block_table: Tensor,
-    items: Tensor,
+    context_lens: Tensor,
+    cu_seqlens_q: Tensor,
     *,
     scale: float,
     out: Tensor,
 ) -> Tensor:
-    """Attend the tokens of a pass causally over pages, as `paged_prefill` does.
-
-    Args:
-        q, k_pages, v_pages, block_table: as there, of what `takes_hopper`. items: what
-            `prefill_items` lists of tiles of `tile_tokens`.
-        out: [T, Hq, D], contiguous.
-    Returns: out.
-    """
-    require_contiguous(k_pages=k_pages, v_pages=v_pages, out=out, items=items)
-    num_heads, num_kv_heads = q.shape[1], k_pages.shape[1]
-    num_items = (items.shape[0] - 1) * num_kv_heads
-    hopper_prefill_kernel[(min(num_processors(q.device), num_items),)](
+    """Return in `out` what `paged_prefill` does, of what `takes_long`; arguments as there."""
+    num_tokens, num_heads, _ = q.shape
+    num_sequences, num_kv_heads = context_lens.shape[0], k_pages.shape[1]
+    tile_tokens = 2 * _WAVE.value // (num_heads // num_kv_heads)
+    hopper_prefill_kernel[(num_kv_heads, num_tokens // tile_tokens + num_sequences + 1)](
         q,
         _described(k_pages),
         _described(v_pages),
         block_table,
-        items,
+        context_lens,
+        cu_seqlens_q,
         out,
+        num_tokens,
+        num_sequences,
         q.stride(0),
         block_table.stride(0),
         scale * LOG2E,
         HQ=num_heads,
         HKV=num_kv_heads,
         S=k_pages.shape[2],
-        TOKENS=tile_tokens(q, k_pages),
-        SIZE=ITEM_SIZE,
+        TOKENS=tile_tokens,
         STAGES=_STAGES,
         num_warps=4,
     )

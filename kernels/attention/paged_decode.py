@@ -71,12 +71,14 @@ class QueryRows:
 _TILE_BYTES = 64 * 128 * 2
 # Rows over FP8 pages up to which the neighbours in a step need the room of a second tile more.
 _FEWEST_ROWS = 8
+# Sequences of several queries, up to which their neighbours do: a lone one, and one that pads.
+_LONE_SEQS = 2
 # Rows up to which a fourth program on a multiprocessor finds no item.
 _FEW_ROWS = 32
 
 
 def choose_tuning(
-    num_rows: int, row_bytes: int, *, grouped: bool, rounded: bool = False
+    num_rows: int, row_bytes: int, *, grouped: bool, several: bool = False, rounded: bool = False
 ) -> DecodeTuning:
     """Pick the layout; swept on an H200 with 64-token pages of 128 dims.
 
@@ -84,11 +86,15 @@ def choose_tuning(
     the stacked rows of shared runs leave registers for two. In a step of 64 rows of bf16 three
     took 36 us of 5,591 longer than two that know runs. Beside a lone row's attention the next
     product asks for its weights: with one tile in flight it has room, and a step of the 8B shape
-    took 3,656 us instead of 3,946; with eight rows that pays over FP8 pages alone.
+    took 3,656 us instead of 3,946; with eight rows that pays over FP8 pages alone. So it is with
+    the last tokens of a lone sequence (`several` queries of each).
     """
     most = _FEWEST_ROWS if rounded else 1
+    if several:
+        most = 0 if rounded else _LONE_SEQS
     if num_rows <= most and not grouped and row_bytes <= _TILE_BYTES // 64:
         return DecodeTuning(1, 2)
+    grouped = grouped or several
     if rounded and row_bytes <= _TILE_BYTES // 128:
         if num_rows > _FEW_ROWS and not grouped:
             # Steps of 64 and 256 rows take 7 and 4 % less than with two tiles in flight and three
@@ -255,7 +261,8 @@ def paged_decode(
     tuning = tuning or choose_tuning(
         len(context_lens),
         row_bytes,
-        grouped=groups is not None or queries is not None,
+        grouped=groups is not None,
+        several=queries is not None,
         rounded=k_scales is not None,
     )
     num_programs = num_processors(q.device) * tuning.programs_per_processor

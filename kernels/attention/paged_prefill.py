@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from tokenbus.kernels.attention.hopper_prefill import hopper_prefill, takes_long
 from tokenbus.kernels.attention.prefill_tile import (
     LOG2E,
     attend_masked,
@@ -290,6 +291,11 @@ def paged_prefill(
     page_size, block_d = k_pages.shape[2], next_power_of_2(head_dim)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
+    is_plain = tuning is None and sliding_window is None and softcap is None
+    if is_plain and takes_long(q, k_pages, num_sequences):
+        return hopper_prefill(
+            q, k_pages, v_pages, block_table, context_lens, cu_seqlens_q, scale=scale, out=out
+        )
     tuning = tuning or choose_tuning(
         q.dtype, head_dim, page_size, q.device, rounded=k_scales is not None
     )

@@ -9,7 +9,6 @@ import torch
 
 from tokenbus.kernels.activation import KINDS, gated_act
 from tokenbus.kernels.exchange import arguments_of, exchange
-from tokenbus.kernels.few_rows import few_rows, takes_few_rows
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.exchange import Exchange
-    from tokenbus.kernels.few_rows import FewRowsLayout
 
 MAX_ROWS = 16
 
@@ -118,25 +116,6 @@ def _row_summed(
     return exchange(part, among, residual, residual, dtype=x.dtype)
 
 
-def _few_rows(
-    x: Tensor, weight: Tensor, fusion: Fusion, layout: FewRowsLayout, out: Tensor | None
-) -> Tensor:
-    """Compute the same without shared memory."""
-    width_out = weight.shape[0] // (2 if fusion.act else 1)
-    return few_rows(
-        x,
-        weight,
-        layout,
-        x.new_empty(x.shape[0], width_out) if out is None else out,
-        norm_weight=fusion.norm_weight,
-        norm_add_one=fusion.norm_add_one,
-        eps=fusion.eps,
-        bias=fusion.bias,
-        act=fusion.act,
-        residual=fusion.residual,
-    )
-
-
 def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x: [M, K], weight: [N, K], bias: [N] or None -> [M, N] float32, the sums unrounded."""
     if x.is_cuda and x.dtype != torch.float32:
@@ -168,10 +147,6 @@ def small_linear(
     width_out = weight.shape[0] // (2 if fusion.act else 1)
     _check(x, weight, fusion, num_rows, width_out)
     dtype = out.dtype if out is not None else out_dtype or x.dtype
-    if tuning is None and dtype == x.dtype and fusion.among is None:
-        layout = takes_few_rows(x, width_out)
-        if layout is not None:
-            return _few_rows(x, weight, fusion, layout, out)
     tuning = tuning or choose_tuning(num_rows, width_in, width_out, fusion.role)
     if num_rows == 1 and fusion.among is not None:
         return _row_summed(x, weight, fusion, fusion.among, tuning)

@@ -10,8 +10,7 @@ import msgspec
 
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.contract.keys import shard_of
-from tokenbus.producer.scripts.log import BELT_MS
-from tokenbus.producer.scripts.replies import LogReply, read_log_reply
+from tokenbus.producer.scripts.log import BELT_MS, read_log_reply
 from tokenbus.producer.scripts.runner import is_one_server
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.contract.keys import Keys
     from tokenbus.producer.scripts.begin_batch import BeginBatch
+    from tokenbus.producer.scripts.replies import LogReply
     from tokenbus.producer.scripts.runner import ScriptRunner
 
 # Of one call: 64 take the server about as long as a batch of the log scripts.

@@ -16,7 +16,7 @@ from tokenbus.producer.contract.keys import WIRE_VERSION, shard_of
 from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.begin_batch import BeginBatch
-from tokenbus.producer.scripts.replies import LogReply, LogStatus, read_log_reply
+from tokenbus.producer.scripts.replies import LogReply, LogStatus
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -387,6 +387,19 @@ def _begun(item: Begin) -> LogReply:
     if item.end is not None:
         return LogReply(LogStatus.OK, item.epoch, last, item.end.finish)
     return LogReply(LogStatus.OK, item.epoch, last, entries=1 + len(item.tokens))
+
+
+def read_log_reply(answer: list[Any]) -> LogReply:
+    """Read one item's answer."""
+    status, epoch, last, finish, entries, *epoch_before = answer
+    return LogReply(
+        LogStatus(status.decode()),
+        int(epoch),
+        int(last),
+        finish.decode(),
+        int(entries),
+        int(epoch_before[0]) if epoch_before else 0,
+    )
 
 
 def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenbus.producer.scripts.evidence import Evidence
@@ -293,16 +293,3 @@ class LogReply:
     finish: str = ""
     entries: int = 0
     epoch_before: int = 0
-
-
-def read_log_reply(answer: list[Any]) -> LogReply:
-    """Read one item's answer of a log script."""
-    status, epoch, last, finish, entries, *epoch_before = answer
-    return LogReply(
-        LogStatus(status.decode()),
-        int(epoch),
-        int(last),
-        finish.decode(),
-        int(entries),
-        int(epoch_before[0]) if epoch_before else 0,
-    )

@@ -38,8 +38,8 @@ class TraceContext:
     @classmethod
     def parse(cls, traceparent: str | None) -> TraceContext | None:
         """Read a `traceparent`; None where it is none, or its trace is not sampled."""
-        match = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
-        if match is None or not int(match[3], 16) & _SAMPLED:
+        match = _sampled(traceparent)
+        if match is None:
             return None
         found = cls(int(match[1], 16), int(match[2], 16))
         return found if found.trace_id and found.span_id else None
@@ -54,6 +54,16 @@ class TraceContext:
     def traceparent(self) -> str:
         """Return it as a header, sampled."""
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{_SAMPLED:02x}"
+
+
+def is_sampled(traceparent: str | None) -> bool:
+    """Tell whether a text is a `traceparent` whose trace is sampled."""
+    return _sampled(traceparent) is not None
+
+
+def _sampled(traceparent: str | None) -> re.Match[str] | None:
+    match = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
+    return match if match is not None and int(match[3], 16) & _SAMPLED else None
 
 
 def current_traceparent() -> str | None:

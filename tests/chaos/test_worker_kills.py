@@ -11,6 +11,7 @@ import pytest
 from rides.scale import IS_SHORT, both_ways, long_row, short_row
 from servers.wire_proxy import Moment
 from workers.forkserver import forked_worker
+from workers.null_workers import command
 from workers.wired import wired_worker
 
 if TYPE_CHECKING:
@@ -116,13 +117,22 @@ async def test_two_workers_die_in_turn_under_one_job(
         trap = first.die_at("append", Moment.LOST, 5)
         await ride.board(num_jobs, 24)
         await trap.closed()
+        await first.wait()
+        num_left = await _num_held(ride)
         second = await stack.enter_async_context(wired_worker(**ride.settings()))
-        trap = second.die_at(script, moment, 2 if script == "append" else num_jobs + 1)
+        trap = second.die_at(script, moment, 2 if script == "append" else num_left + 1)
         await trap.closed()
         await stack.enter_async_context(forked_worker(**ride.settings()))
         stories = await ride.arrive()
         assert any(len(story.epochs) > 1 for story in stories.values())
         await ride.check_nothing_left()
+
+
+async def _num_held(ride: Ride) -> int:
+    """Count the jobs that the only worker there was has left."""
+    scripts = ride.client.scripts
+    [worker] = await command(scripts, "SMEMBERS", scripts.keys.of("workers"))
+    return int(await command(scripts, "HLEN", scripts.keys.of("held", worker.decode())))
 
 
 @both_moments

@@ -8,7 +8,7 @@ import torch
 from models.paged_batch import DEVICE, DTYPES, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
-from tokenbus.kernels.attention.paged_decode import QueryRows, paged_decode
+from tokenbus.kernels.attention.paged_decode import QueryRows, choose_tuning, paged_decode
 from tokenbus.kernels.attention.prefix_groups import PrefixGroup, PrefixGroups
 from tokenbus.kernels.attention.work_list import DecodeWork, SplitPolicy
 from tokenbus.kernels.launch import KernelInputError, num_processors
@@ -271,3 +271,10 @@ def test_mismatched_pages_are_refused() -> None:
     batch.k_pages = batch.v_pages = batch.k_pages[:, :, :8].contiguous()
     with pytest.raises(KernelInputError, match="work list was made for"):
         run(batch, work)
+
+
+def test_drafts_of_a_lone_sequence_leave_room_beside_them() -> None:
+    """One tile is in flight as with a lone row, so that the next product's weights may come."""
+    of_row = choose_tuning(1, 256, grouped=False)
+    assert choose_tuning(2, 256, grouped=False, several=True) == of_row
+    assert choose_tuning(8, 256, grouped=False, several=True).depth > of_row.depth

@@ -7,9 +7,8 @@ import torch
 from models.paged_batch import DEVICE, DTYPES, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
-from tokenbus.kernels.attention.hopper_prefill import hopper_prefill, takes_hopper, tile_tokens
+from tokenbus.kernels.attention.hopper_prefill import hopper_prefill
 from tokenbus.kernels.attention.paged_prefill import PrefillTuning, paged_prefill
-from tokenbus.kernels.attention.prefill_items import prefill_items
 from tokenbus.kernels.launch import KernelInputError
 
 pytestmark = pytest.mark.each_value
@@ -124,32 +123,29 @@ def test_prefill_with_softcap_bends_scores() -> None:
     assert_close(out, expect(batch, borders, softcap=2.0), torch.float32)
 
 
-HOPPER = [
+LONG = [
     ([(300, 300)], 16, 8, 64, 0),
     ([(1, 1), (64, 64), (65, 65), (0, 5), (700, 700), (129, 129), (1, 40)], 16, 8, 64, 0),
     ([(5, 82), (300, 1300), (1000, 1064)], 32, 8, 64, 0),
     ([(130, 130), (7, 507)], 32, 4, 64, 300),
     ([(500, 500), (333, 462)], 28, 4, 128, 0),
     ([(777, 817)], 8, 8, 64, 70),
-    ([(64, 64)] * 300, 8, 1, 64, 0),
 ]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
-@pytest.mark.parametrize("case", HOPPER, ids=lambda case: f"{case[1]}-{case[2]}-{case[0][0]}")
-def test_prefill_by_items_equals_twin(case: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize("case", LONG, ids=lambda case: f"{case[1]}-{case[2]}-{case[0][0]}")
+def test_kernel_of_long_prompts_equals_twin(case: tuple[Any, ...]) -> None:
     """Ends of pages and tiles, cached prefixes and padding leave no trace, and no bit varies."""
     lens, num_heads, num_kv_heads, page_size, padding = case
     batch, borders = make_prefill(
         lens, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=128, page_size=page_size,
         dtype=HALF, padding=padding,
     )  # fmt: skip
-    tokens = tile_tokens(batch.q, batch.k_pages)
-    items = prefill_items(borders, batch.context_lens, len(batch.q), tokens)
     outs = [
         hopper_prefill(
-            batch.q, batch.k_pages, batch.v_pages, batch.block_table, items,
+            batch.q, batch.k_pages, batch.v_pages, batch.block_table, batch.context_lens, borders,
             scale=128**-0.5, out=torch.full_like(batch.q, float("nan")),
         )
         for _ in range(2)
@@ -158,17 +154,24 @@ def test_prefill_by_items_equals_twin(case: tuple[Any, ...]) -> None:
     assert torch.equal(*outs)
 
 
-def test_items_are_for_plain_attention_of_many_tokens() -> None:
-    """Few tokens, windows, bent scores and pages of another kind go another way, everywhere."""
-    q = torch.empty(4096, 16, 128, dtype=torch.bfloat16, device=DEVICE)
-    pages = torch.empty(2, 8, 64, 128, dtype=torch.bfloat16, device=DEVICE)
-    has_kernel = DEVICE.type == "cuda" and torch.cuda.get_device_capability()[0] == 9
-    assert takes_hopper(q, pages) == has_kernel
-    assert not takes_hopper(q[:16], pages)
-    assert not takes_hopper(q, pages, window=100)
-    assert not takes_hopper(q, pages, softcap=30.0)
-    assert not takes_hopper(q, pages.to(torch.float8_e4m3fn))
-    assert not takes_hopper(q, pages[:, :, :32])
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
+def test_long_prompts_have_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the tokens of a prompt on average, unless scores are bent or keys hidden."""
+    asked: list[int] = []
+
+    def noted(q: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        asked.append(len(q))
+        return hopper_prefill(q, *args, **options)
+
+    monkeypatch.setattr("tokenbus.kernels.attention.paged_prefill.hopper_prefill", noted)
+    for lens in ([(1500, 1500), (700, 700)], [(1000, 3000)], [(1100, 1100), (600, 600)]):
+        batch, borders = make_prefill(
+            lens, num_heads=2, num_kv_heads=1, head_dim=128, page_size=64, dtype=HALF
+        )
+        assert_close(run(batch, borders), expect(batch, borders), HALF)
+    run(*make_prefill([(1500, 1500)], head_dim=128, page_size=64, dtype=HALF), window=100)
+    assert asked == [2200]
 
 
 def test_prefill_zeroes_the_rows_behind_the_last_sequence() -> None:

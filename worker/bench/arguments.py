@@ -14,6 +14,7 @@ from tokenbus.worker.bench.options import (
     ARRIVALS,
     RETAIL_PRIORITIES,
     RETAIL_TENANTS,
+    WORKLOAD_NAMES,
     BenchOptions,
 )
 from tokenbus.worker.errors import SettingsInvalid
@@ -183,7 +184,7 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
 
 def _add_prompts(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--workload", choices=("synthetic", "retail", *sorted(WORKLOADS)),
+    add("--workload", choices=WORKLOAD_NAMES,
         help="where prompts come from (default: synthetic, ids drawn at random)")
     add("--retail-file", metavar="FILE",
         help="policy, tools and instructions of `retail` as JSON (required for it)")

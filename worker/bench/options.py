@@ -6,9 +6,11 @@ from pathlib import Path
 
 import msgspec
 
+from tokenbus.engine.bench.workloads import WORKLOADS
 from tokenbus.worker.errors import SettingsInvalid
 
 ARRIVALS = ("at-once", "poisson", "burst", "closed", "trace")
+WORKLOAD_NAMES = ("synthetic", "retail", *sorted(WORKLOADS))
 
 # The mix of a shop in a burst: few who wait at the screen, many mails, some bulk work.
 RETAIL_PRIORITIES = (0.1, 0.6, 0.3)
@@ -137,6 +139,9 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise SettingsInvalid(f"{_flag(name)}: {low}-{high} is no range within 1…1000000")
         if self.arrival not in ARRIVALS:
             raise SettingsInvalid(f"--arrival: {self.arrival} is none of {', '.join(ARRIVALS)}")
+        if self.workload not in WORKLOAD_NAMES:
+            names = ", ".join(WORKLOAD_NAMES)
+            raise SettingsInvalid(f"--workload: {self.workload} is none of {names}")
         if any(share < 0 for share in self.priorities) or sum(self.priorities) <= 0:
             raise SettingsInvalid("--priorities: three shares, none negative, not all zero")
         if any(users < 1 for users in self.slo_users):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.telemetry.tracing import TraceContext
+from tokenbus.producer.telemetry.tracing import is_sampled
 from tokenbus.worker.tracing.traced_job import TracedJob
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class JobTraces:
         if prepared is None:
             return
         traceparent = prepared.request.traceparent
-        if traceparent is None or TraceContext.parse(traceparent) is None:
+        if traceparent is None or not is_sampled(traceparent):
             return
         pulled, times = job.pulled, job.timings
         self._tell(

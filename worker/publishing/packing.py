@@ -41,11 +41,9 @@ def add_tokens(job: JobLog, batch: AppendBatch, limit: int | None) -> int:
 
 def is_whole(job: JobLog) -> bool:
     """Tell whether all of a job that has no log goes out in one call."""
-    return (
-        job.state is LogState.ENDING
-        and job.last <= _MAX_TOKENS
-        and _transcript_of(job).num_runs <= _MAX_ENTRIES
-    )
+    if job.transcript is None or job.state is not LogState.ENDING:
+        return False
+    return job.last <= _MAX_TOKENS and job.transcript.num_runs <= _MAX_ENTRIES
 
 
 def add_beginning(job: JobLog, batch: BeginBatch) -> tuple[int, int, str]:

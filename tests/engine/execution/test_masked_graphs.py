@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from models.replayed_runner import ReplayedRunner, need_no_device
+from models.scheduler_bench import Optimist
 from models.triton_model import ON_GPU, TINY_SIZES, load_on_triton
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -70,7 +71,8 @@ class Run:
     """An engine with graphs or without, what it answered, and the masks of its replayed steps."""
 
     def __init__(self, loaded: LoadedModel, *, graphs: bool, **options: Any) -> None:
-        config = EngineConfig("tiny", cuda_graphs=graphs, **({"num_pages": 300} | options))
+        sizes = {"num_pages": 300, "page_size": 16} | options
+        config = EngineConfig("tiny", cuda_graphs=graphs, **sizes)
         with pytest.MonkeyPatch.context() as patch:
             if graphs and not ON_GPU:
                 patch.setattr(build, "Runner", ReplayedRunner)
@@ -79,18 +81,34 @@ class Run:
         self.scores: dict[int, list[float]] = {}
         self.ends: dict[int, Any] = {}
         self.replays: list[list[int]] = []
-        runner: Any = self.engine._runner
+        self.forced: list[int] = []
         if graphs:
-            replay = runner._replay
+            self._note(self.engine._runner)
 
-            def noted(seqs: Any, rows: Any, numbers: list[int], plan: Any) -> Any:
-                self.replays.append(numbers)
-                return replay(seqs, rows, numbers, plan)
+    def _note(self, runner: Any) -> None:
+        replay, run = runner._replay, runner._drafts.run
 
-            runner._replay = noted
+        def replayed(seqs: Any, rows: Any, numbers: list[int], plan: Any) -> Any:
+            self.replays.append(numbers)
+            return replay(seqs, rows, numbers, plan)
+
+        def run_few(chunks: Any, seqs: Any) -> Any:
+            found = run(chunks, seqs)
+            if found is not None:
+                self.forced += [chunk.num_tokens for chunk in chunks]
+            return found
+
+        runner._replay, runner._drafts.run = replayed, run_few
 
     def answer(self, requests: Sequence[Request]) -> Run:
-        """Answer requests to their ends."""
+        """Answer requests to their ends, and nothing after them."""
+        try:
+            return self.try_out(requests)
+        finally:
+            self.engine.close()
+
+    def try_out(self, requests: Sequence[Request]) -> Run:
+        """Answer requests to their ends; afterwards their grammars need not be compiled."""
         for request in requests:
             self.tokens[request.request_id], self.scores[request.request_id] = [], []
             self.engine.add(request)
@@ -103,7 +121,6 @@ class Run:
                 if delta.finish_reason is not None:
                     self.ends[delta.request_id] = delta
             self.engine.check_integrity()
-        self.engine.close()
         return self
 
 
@@ -121,6 +138,15 @@ def some_requests(
         )
         for idx, prompt in enumerate(prompts)
     ]
+
+
+def knowing(run: Run) -> Run:
+    """Let a run know its grammars, so that masked rows are there as soon as free ones."""
+    first = replace(KINDS[0], max_tokens=1)
+    kinds = [replace(first, grammar=params.grammar) for params in KINDS if params.grammar]
+    run.try_out([Request(100 + idx, (3,), params) for idx, params in enumerate(kinds)])
+    run.replays.clear()
+    return run
 
 
 def scripted(run: Run, *, is_broken: bool) -> Run:
@@ -171,9 +197,9 @@ def test_forced_tokens_are_rows_of_their_sequence(loaded: LoadedModel) -> None:
         Run(loaded, graphs=graphs, max_num_seqs=4).answer(requests) for graphs in (False, True)
     )
     assert replayed.tokens == launched.tokens
-    assert b" of nine parts" in bytes(TOKENIZER.decode(replayed.tokens[0]), "utf8")
-    passes: Any = replayed.engine._runner
-    assert {shape.num_seqs for shape in passes._drafts._passes} > {2}
+    assert " of nine parts" in str(TOKENIZER.decode(replayed.tokens[0]))
+    assert len(replayed.forced) == 2
+    assert min(replayed.forced) > 3
 
 
 @pytest.mark.gpu
@@ -185,7 +211,8 @@ def test_replayed_steps_draw_what_launched_ones_do(
     """Batches of masked and free rows, smaller as rows leave: the same tokens and scores."""
     requests = some_requests(40, KINDS, logprobs)
     launched, replayed = (
-        Run(loaded, graphs=graphs, max_num_seqs=64).answer(requests) for graphs in (False, True)
+        knowing(Run(loaded, graphs=graphs, max_num_seqs=64)).answer(requests)
+        for graphs in (False, True)
     )
     assert replayed.tokens == launched.tokens
     for idx, values in replayed.scores.items():
@@ -203,7 +230,9 @@ def test_preempted_rows_go_on_under_their_grammars(loaded: LoadedModel) -> None:
     """Rows that lost their pages, and those that took their rows, draw what they would have."""
     requests = some_requests(12, KINDS)
     whole = Run(loaded, graphs=False, max_num_seqs=16).answer(requests)
-    tight = Run(loaded, graphs=True, max_num_seqs=16, num_pages=24, page_size=16)
+    tight = Run(loaded, graphs=True, max_num_seqs=16, num_pages=24)
+    # Expecting one token per output over-admits, so that pages run out.
+    tight.engine._scheduler.estimator = Optimist()
     assert tight.answer(requests).tokens == whole.tokens
     assert tight.engine.stats().preemptions_total
     assert any(map(any, tight.replays))

@@ -180,6 +180,18 @@ def test_the_largest_graph_comes_first(loaded: LoadedModel, max_num_seqs: int) -
     assert {shape.num_rows for shape in lone} == {0}
 
 
+def test_few_long_prompts_have_graphs_of_their_own(loaded: LoadedModel) -> None:
+    """What attends prompts is chosen by their tokens on average: graphs of either are prepared."""
+    graphs = graphs_of(loaded, 16, 8192)
+    assert [graphs.shape(8000, seqs, 0) for seqs in (1, 8)] == [(8192, 8, 0)] * 2
+    assert graphs.shape(8000, 9, 0) == (8192, 256, 0)
+    assert graphs.shape(1000, 1, 0) == (1024, 1, 0)
+    assert graphs.shape(800, 1, 0) == (896, 64, 0)
+    shapes = {*graphs.shapes_to_prepare(256), *graphs.other_shapes(256)}
+    assert shapes >= {(8192, 8, 0), (8192, 256, 0), (1024, 1, 0), (1024, 72, 0), (896, 64, 0)}
+    assert max(shapes, key=sum) == graphs.shapes_to_prepare(256)[0]
+
+
 def test_preparing_writes_to_scratch_alone(loaded: LoadedModel) -> None:
     """A pass of padding alone leaves every page but the scratch page as it was."""
     graphs = graphs_of(loaded, 4, 64)

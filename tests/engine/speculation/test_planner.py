@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from functools import partial
+from itertools import count, cycle, islice
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,14 +13,17 @@ from tokenbus.engine.speculation.drafter import DraftView
 from tokenbus.engine.speculation.planner import MAX_DRAFT, DraftPlanner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
 
 PHRASE = list(range(100, 120))
 
 
-def planner(*times: tuple[int, float]) -> DraftPlanner:
-    """Return a planner that knows what steps cost; rows are free unless something is given."""
-    made = DraftPlanner(1 << 20)
+def planner(*times: tuple[int, float], plan_s: float = 40e-6) -> DraftPlanner:
+    """Return a planner that knows what steps cost; rows are free unless something is given.
+
+    A plan takes it `plan_s` by its clock.
+    """
+    made = DraftPlanner(1 << 20, clock=partial(next, count(0.0, plan_s)))
     for num_rows, seconds in times or ((1, 0.010), (512, 0.010)):
         for _ in range(5):
             made.measured(num_rows, seconds)
@@ -28,7 +33,7 @@ def planner(*times: tuple[int, float]) -> DraftPlanner:
 class Text:
     """A sequence that a test lets grow."""
 
-    def __init__(self, key: int, token_ids: Sequence[int], group: str = "shop") -> None:
+    def __init__(self, key: int, token_ids: Iterable[int], group: str = "shop") -> None:
         self.ids = array("i", token_ids)
         self.view = DraftView(key, group, self.ids, len(self.ids), lane="1:acme", request_id=key)
 
@@ -196,6 +201,28 @@ def test_plans_that_take_longer_than_they_save_are_made_rarely(
     made = planner((1, step_s), (512, step_s))
     drafts_of(made, Text(0, ids))
     assert next(number for number in range(1000) if made.pays(1)) == num_without
+
+
+@pytest.mark.parametrize(("plan_s", "is_asked"), [(100e-6, True), (400e-6, False)])
+def test_plans_count_for_what_they_take(plan_s: float, is_asked: bool) -> None:
+    """Inside a grammar a plan takes longer; where it finds nothing, it is made rarely then."""
+    made = planner((1, 0.001), (512, 0.001), plan_s=plan_s)
+    for key in range(60):
+        drafts_of(made, Text(key, range(50)))
+    assert made.pays(1) == is_asked
+
+
+@pytest.mark.parametrize(("num_new", "is_drafted"), [(1, True), (4, False)])
+def test_tokens_that_come_without_drafts_are_no_gain(num_new: int, is_drafted: bool) -> None:
+    """A row costs 0.4 steps: more than a token is worth where a step brings four anyway."""
+    made = planner(*((rows, 0.010 + 0.004 * (rows - 1)) for rows in (1, 2, 4, 8, 16)))
+    follows = cycle(PHRASE)
+    text = Text(1, islice(follows, 3 * len(PHRASE)))
+    view = constrained(text, lambda: Walk([set(PHRASE)] * MAX_DRAFT))
+    for _ in range(60):
+        draft = made.plan([view]).get(1, [])
+        text.ids.extend(islice(follows, len(draft) + num_new))
+    assert bool(made.plan([view])) == is_drafted
 
 
 def test_nobody_is_asked_where_a_plan_would_take_half_a_step() -> None:

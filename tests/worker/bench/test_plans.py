@@ -209,6 +209,12 @@ def test_nonsense_is_refused_by_the_options_name(argv: list[str], named: str) ->
         _options(*argv)
 
 
+def test_workload_that_there_is_not_is_refused() -> None:
+    """A bench in Python that asks for an unknown one is told so, and measures no other."""
+    with pytest.raises(SettingsInvalid, match="--workload: nano16 is none of"):
+        BenchOptions(workload="nano16")
+
+
 def test_generated_tokenizer_has_text_for_every_id(tmp_path: Path) -> None:
     """The vocabulary is complete, each id has a character, and text survives the round trip."""
     model = tmp_path / "model"
