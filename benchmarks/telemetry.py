@@ -69,7 +69,7 @@ def _places() -> list[tuple[type, str]]:
 
     return [
         *((Histogram, name) for name in ("add", "add_sorted", "add_up_to_bounds", "merge")),
-        *((Metrics, name) for name in ("stepped", "left")),
+        *((Metrics, name) for name in ("stepped", "streamed", "left")),
         (RecentTimes, "look"),
         (JobTraces, "left"),
         (SpanLink, "_send"),

@@ -6,19 +6,25 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tokenbus.producer.contract.address import whole_tenant
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
-from tokenbus.producer.telemetry.histogram import Histogram
+from tokenbus.producer.telemetry.histogram import BOUNDS_S, Histogram
 from tokenbus.producer.telemetry.tenant_labels import TenantLabels
 from tokenbus.worker.errors import DeathCause
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from tokenbus.engine.types import EngineStats
 
 
 # Where nothing says how many tenants have labels of their own.
 _MAX_TENANTS = 20
 _MAX_UNCOUNTED = 1000
+# All durations are up to the last.
+_BOUNDS_S = np.array((*BOUNDS_S, np.inf), np.float32)
 
 
 def _by_priority() -> tuple[Histogram, ...]:
@@ -90,6 +96,11 @@ class Metrics:
         self.uncounted_s.sort()
         self.step_time.add_sorted(self.uncounted_s)
         self.uncounted_s.clear()
+
+    def streamed(self, priority: int, gaps_s: NDArray[np.float32], sum_s: float) -> None:
+        """Count the gaps between the tokens of a job, in ascending order."""
+        ends = np.searchsorted(gaps_s, _BOUNDS_S, side="right").tolist()
+        self.itl[priority].add_up_to_bounds(ends, sum_s)
 
     def left(self, priority: int, tenant: str, outcome: str, **tokens: int) -> None:
         """Count a job that leaves this worker, and the tokens of an ended one by kind.

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tokenbus.producer.contract.events import TOOL_CALLS
-from tokenbus.producer.telemetry.histogram import BOUNDS_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.logs import Logger
     from tokenbus.worker.metrics import Metrics
-
-# All durations are up to the last.
-_BOUNDS_S = np.array((*BOUNDS_S, np.inf), np.float32)
 
 
 def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
@@ -38,10 +34,7 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
     # One gap for each token: what sorts them in C takes a tenth of what Python's own does.
     gaps_s = np.sort(times.gaps_s)
     if times.first_token_at is not None and times.last_token_at is not None:
-        metrics.itl[job.pulled.priority].add_up_to_bounds(
-            np.searchsorted(gaps_s, _BOUNDS_S, side="right").tolist(),
-            times.last_token_at - times.first_token_at,
-        )
+        metrics.streamed(job.pulled.priority, gaps_s, times.last_token_at - times.first_token_at)
     error = finish.error if finish is not None else None
     log.info(
         "job.finished",
