@@ -37,8 +37,9 @@ local function answer_one(number, item)
   if record[1] ~= 'held' or record[2] ~= worker or tonumber(record[14]) ~= epoch or not record[12] then
     return begin(publish, belt_ms, worker, item, more) or written
   end
-  if redis.call('EXISTS', L.log .. job, L.result .. job) > 0 then
-    return what_stands(L.log .. job, epoch, worker, item[3])
+  local log = L.log .. job
+  if redis.call('EXISTS', log, L.result .. job) > 0 then
+    return what_stands(log, epoch, worker, item[3])
   end
   redis.call('SET', L.result .. job, item[8], 'PX', result_ms)
   for at = first_entry, #item, 3 do
