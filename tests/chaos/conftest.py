@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from matrix import SERVER_KINDS
 from models.tiny_model import TinyModel
 from rides.ride import ModelCargo, NullCargo, Ride
 from rides.scale import IS_SHORT, NUM_JOBS, PATIENT, SEED
-from servers.fixtures import SERVER_KINDS, pool, redis_url, server_binary
+from servers.fixtures import pool, redis_url, server_binary
 
 from tokenbus.engine.errors import ModelNotFound
 from tokenbus.engine.weights import model_store

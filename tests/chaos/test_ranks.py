@@ -11,9 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from matrix import SERVER_KINDS
 from patience import PATIENCE_S, until_within
 from rides.scale import long_row, number_of
-from servers.fixtures import SERVER_KINDS
 from workers.forkserver import forked_worker
 from workers.null_workers import command
 

@@ -411,8 +411,8 @@ def test_layouts_suit_the_shape() -> None:
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
     assert (down.by_warp, longer.by_warp) == (True, False)
     assert is_wide(28672)
-    narrow, wide = choose_matmul_tuning(256, 4096), choose_matmul_tuning(8192, 4096)
-    assert (narrow.block_m, narrow.block_n) == (128, 64)
+    dense, wide = choose_matmul_tuning(256, 4096), choose_matmul_tuning(8192, 4096)
+    assert (dense.block_m, dense.block_n) == (128, 64)
     assert (wide.block_m, wide.block_n) == (128, 256)
 
 

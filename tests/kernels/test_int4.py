@@ -244,6 +244,7 @@ def test_the_table_has_a_layout_for_every_shape(role: LinearRole, width_in: int)
                     num_rows, width_in, width_out, role, splits_rows=splits_rows
                 )
                 assert tuning is not None
+                assert not isinstance(tuning, Int4VectorTuning)
                 assert isinstance(tuning, Int4RowsTuning) == (splits_rows and num_rows <= 16)
                 assert tuning.splits * tuning.blocks * 128 <= max(width_in, 128 * tuning.blocks)
                 assert tuning.splits == 1 or tuning.splits * -(-width_out // 64) <= 4096

@@ -45,7 +45,7 @@ def loaded() -> LoadedModel:
     return load_for(EngineConfig(str(model_store.pull("smollm2-135m")), dtype="float32"))
 
 
-def engine_of(loaded: LoadedModel, **settings: int) -> LLM:
+def engine_of(loaded: LoadedModel, **settings: Any) -> LLM:
     """Return an engine around the model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tokenbus.engine.llm.load_for", lambda _: loaded)

@@ -232,7 +232,7 @@ def test_blocks_of_fp8_weights_are_multiplied_by_as_in_torch(num_rows: int) -> N
 
 
 def _by_groups(x: Tensor) -> Tensor:
-    return torch.cat([_rounded(part) for part in x.split(128, -1)], -1)
+    return torch.cat([_rounded(part) for part in torch.split(x, 128, -1)], -1)
 
 
 def _assert_blocks(

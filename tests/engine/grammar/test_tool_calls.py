@@ -232,7 +232,7 @@ def test_tools_that_would_take_long_are_refused_before_the_work() -> None:
     chosen, tokens = format_named("qwen3-coder"), AddedTokens(family_tokenizer("qwen3-coder"))
     patterns = {"oneOf": [{"type": "string", "pattern": f"^a{idx}[a-z]*$"} for idx in range(30)]}
     formats = {f"p{idx}": {"type": "string", "format": "uri"} for idx in range(1000)}
-    refused = {
+    refused: dict[str, list[dict[str, Any]]] = {
         "the source has": [{"description": "x" * 300_000}],
         "too many steps": [{"properties": {"x": patterns}}] * 8,
         "written out": [{"properties": formats}],

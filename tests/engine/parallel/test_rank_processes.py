@@ -112,7 +112,8 @@ def test_followers_end_with_a_killed_rank_zero(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_rank_that_cannot_load_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A follower that fails ends the start with its own error; all others end too."""
-    plain, spawned = LeadingGroup.meet, []
+    plain = LeadingGroup.meet
+    spawned: list[int] = []
 
     def meet(group: LeadingGroup, device: Any) -> None:
         plain(group, device)

@@ -50,11 +50,12 @@ def wait(
     group: LeadingGroup, asleep: set[int], needs_s: float, patch: pytest.MonkeyPatch
 ) -> _Device:
     """Wait for a device that needs so many seconds; return it."""
-    device: Any = _Device(needs_s)
+    device = _Device(needs_s)
+    waited_for: Any = device
     patch.setattr(RankBoard, "is_asleep", lambda _, rank: rank in asleep)
     patch.setattr(leading, "time", device)
     try:
-        group.wait(device)
+        group.wait(waited_for)
     finally:
         group.close()
     return device

@@ -13,7 +13,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from servers.fixtures import SERVER_KINDS
+from matrix import SERVER_KINDS
 from storm.audit import Change, Violation, audited_scripts
 from storm.run import Broken, check_jobs, first_broken, play
 from storm.wire import Wire

@@ -15,9 +15,10 @@ from unittest import mock
 from urllib.parse import quote
 
 import pytest
+from matrix import SERVER_KINDS
 from patience import PATIENCE_S
 from servers.embedded_folder import guards_in, servers_in
-from servers.fixtures import SERVER_KINDS, server_binary
+from servers.fixtures import server_binary
 from workers.stubs import raw, until
 
 from tokenbus.producer.client.async_client import AsyncClient

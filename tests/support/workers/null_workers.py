@@ -134,7 +134,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def worker(
-    pool: str, redis_url: str, limit_s: float = 2 * PATIENCE_S, **values: Any
+    pool: str, redis_url: str, limit_s: float = 2 * PATIENCE_S, /, **values: Any
 ) -> AsyncIterator[Worker]:
     """Run a worker beside the test."""
     with forked_children():

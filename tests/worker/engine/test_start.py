@@ -149,7 +149,12 @@ async def test_jobs_are_given_back_before_devices_are_let_go_of(
         await let_go.wait()
 
     events: Any = Mock()
-    events.died.side_effect = lambda: bool(order.append("jobs given back"))
+
+    def died() -> bool:
+        order.append("jobs given back")
+        return False
+
+    events.died.side_effect = died
     events.restarted.side_effect = lambda _: again.set()
     monkeypatch.setattr(EngineLink, "start", AsyncMock(return_value=ready))
     monkeypatch.setattr(EngineLink, "kill", kill)

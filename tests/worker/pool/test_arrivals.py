@@ -144,7 +144,8 @@ async def test_schemas_of_tools_hold_up_nobody() -> None:
 
     patched: Any = landing.preparer
     patched._calling = held_up
-    heavy = {"type": "function", "function": {**TOOL["function"], "name": "heavy"}}
+    function: Any = TOOL["function"]
+    heavy = {"type": "function", "function": {**function, "name": "heavy"}}
     jobs = landing.register(
         *[chat("hello", tools=[heavy])] * 20, chat("hello"), {"prompt": "a", "max_tokens": 4}
     )
