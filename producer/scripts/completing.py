@@ -10,7 +10,6 @@ import msgspec
 
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.contract.keys import shard_of
-from tokenbus.producer.scripts.log import BELT_MS, read_log_reply
 from tokenbus.producer.scripts.runner import is_one_server
 
 if TYPE_CHECKING:
@@ -19,13 +18,10 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tokenbus.producer.contract.keys import Keys
-    from tokenbus.producer.scripts.begin_batch import BeginBatch
-    from tokenbus.producer.scripts.replies import LogReply
     from tokenbus.producer.scripts.runner import ScriptRunner
 
 # Of one call: 64 take the server about as long as a batch of the log scripts.
 MAX_COMPLETED = 64
-RECORD_MARGIN_MS = 5_000
 # Counted of one job at most, whatever a finish claims.
 _MAX_TOKENS = 10**12
 
@@ -45,11 +41,6 @@ class Retention:
     result_ms: int = 3_600_000
     pool_bytes: int | None = None
     tenant_bytes: int | None = None
-
-    @property
-    def record_ms(self) -> int:
-        """Return how long the record stays: a job id is never free while log and result are."""
-        return max(self.log_ms, self.result_ms) + RECORD_MARGIN_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,41 +127,6 @@ class CompletionScripts:
         )
         await self._drop(elsewhere, ttl_ms)
         return answers, bool(more)
-
-    async def answer(
-        self,
-        shard: int,
-        worker: str,
-        batch: BeginBatch,
-        jobs: Sequence[Completed],
-        keep: Retention,
-        publish: str,
-    ) -> dict[int, LogReply]:
-        """Write whole answers and complete their jobs in the same turn, on one server (R4, R9).
-
-        Returns: the answers of those that were not simply written and completed, by their numbers:
-        those of a begin, `ok` where completion is left.
-        """
-        packed, *told = batch.pack()
-        answers, elsewhere, more = await self._runner.run(
-            "answer",
-            (self._keys.prefix, self._keys.log_prefix(shard)),
-            belt_ms=BELT_MS,
-            publish=publish,
-            worker=worker,
-            result_ms=max(keep.log_ms, keep.result_ms),
-            record_ms=keep.record_ms,
-            pool_bytes=_bound(keep.pool_bytes),
-            tenant_bytes=_bound(keep.tenant_bytes),
-            shard=shard,
-            batch=packed,
-            done=_encode([value for job in jobs for value in (*_counts(job), job.lived)]),
-            told=told,
-        )
-        await self._drop(elsewhere, keep.record_ms)
-        if more:
-            await self.complete([Completed(job.job_id) for job in jobs], keep, keep.record_ms)
-        return {int(number): read_log_reply(reply) for number, *reply in answers}
 
     async def mark_done(self, jobs: Sequence[Completed]) -> list[str]:
         """Take the first step: records `done`, out of what is held, charges corrected (R9).
@@ -260,14 +216,16 @@ def _pack(jobs: Iterable[Completed]) -> bytes:
     """Write the columns that complete_many.lua reads."""
     values: list[str | int] = []
     for job in jobs:
-        values += (job.job_id, job.finish, *_counts(job))
+        values += (
+            job.job_id,
+            job.finish,
+            job.actual,
+            int(job.failed),
+            job.prompt_tokens,
+            job.cached_tokens,
+            job.completion_tokens,
+        )
     return _encode(values)
-
-
-def _counts(job: Completed) -> tuple[int, ...]:
-    """Return what is added up of a job: its charge, whether it failed, and its tokens."""
-    tokens = job.prompt_tokens, job.cached_tokens, job.completion_tokens
-    return job.actual, int(job.failed), *tokens
 
 
 def _lived(jobs: Sequence[Completed]) -> list[bytes]:

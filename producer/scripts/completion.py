@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.contract.messages.job_chat import JobChat
 
+# The record outlives log and result by this much, so that a job id is never free while they are.
+RECORD_MARGIN_MS = 5_000
 # A zombie may append between our read and our end; each try means that it got one in.
 MAX_END_TRIES = 8
 
@@ -45,7 +47,7 @@ class JobCompletion:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scripts = scripts
-        self.retention = retention or Retention()
+        self._retention = retention or Retention()
         self._clock = clock
 
     async def complete(self, job_id: str, finish: str) -> None:
@@ -63,9 +65,10 @@ class JobCompletion:
         Returns: for each job why it could not be completed, empty for all others. What is not
         complete lies in `ending`, and a tick goes on with it.
         """
-        keep, scripts = self.retention, self._scripts.completion
+        keep, scripts = self._retention, self._scripts.completion
+        ttl_ms = max(keep.log_ms, keep.result_ms) + RECORD_MARGIN_MS
         if scripts.is_one_server:
-            return await scripts.complete(jobs, keep, keep.record_ms)
+            return await scripts.complete(jobs, keep, ttl_ms)
         whys = [""] * len(jobs)
         open_jobs = [number for number, job in enumerate(jobs) if job.finish]
         if open_jobs:
@@ -74,7 +77,7 @@ class JobCompletion:
                 whys[number] = why
         if done := [job for job, why in zip(jobs, whys, strict=True) if not why]:
             sizes = await scripts.retain(done, keep)
-            await scripts.expire_records(done, sizes, keep, keep.record_ms)
+            await scripts.expire_records(done, sizes, keep, ttl_ms)
         return whys
 
     async def end_unowned(self, ending: Ending, answered_at: float) -> str | None:

@@ -173,7 +173,7 @@ class LogScripts:
             batch=packed,
             told=told,
         )
-        return {int(number): read_log_reply(reply) for number, *reply in answers}
+        return {int(number): _log_reply(reply) for number, *reply in answers}
 
     async def append(self, items: Sequence[Append]) -> list[LogReply]:
         """Log new tokens and publish them, in the same server turn (R3).
@@ -190,7 +190,7 @@ class LogScripts:
         """
         packed, *clients = batch.pack()
         answers = await self._run("append", shard, packed, clients=clients)
-        return {int(number): read_log_reply(reply) for number, *reply in answers}
+        return {int(number): _log_reply(reply) for number, *reply in answers}
 
     async def end(self, items: Sequence[End]) -> list[LogReply]:
         """Write terminal entry and result, once per job, and publish the terminal event (R4).
@@ -293,7 +293,7 @@ class LogScripts:
         async def run(shard: int, part: Sequence[Any]) -> list[LogReply]:
             batch = to_json([pack(item) for item in part])
             answers = await self._run(name, shard, batch)
-            return [read_log_reply(answer) for answer in answers]
+            return [_log_reply(answer) for answer in answers]
 
         return await self._in_slices(items, run)
 
@@ -310,7 +310,16 @@ class LogScripts:
         )
 
     async def _begin_slice(self, shard: int, worker: str, items: Sequence[Begin]) -> list[LogReply]:
-        others = await self.begin_batch(shard, worker, packed_begins(items))
+        batch = BeginBatch()
+        for item in items:
+            batch.add(item.job_id, item.epoch, item.start, item.listen, item.version)
+            batch.tell(item.chat, item.prompt_tokens)
+            for each in item.tokens:
+                columns = (each.choice, each.start, each.text, each.ids, each.ends)
+                batch.tokens(*columns, each.logprobs, each.delta)
+            if item.end is not None:
+                batch.end(item.end.finish, item.end.result, item.end.told)
+        others = await self.begin_batch(shard, worker, batch)
         return [others.get(number) or _begun(item) for number, item in enumerate(items)]
 
     async def _append_slice(self, shard: int, items: Sequence[Append]) -> list[LogReply]:
@@ -360,20 +369,6 @@ class LogScripts:
         return [reply for reply in replies if reply is not None]
 
 
-def packed_begins(items: Sequence[Begin]) -> BeginBatch:
-    """Pack starts from nothing for one call."""
-    batch = BeginBatch()
-    for item in items:
-        batch.add(item.job_id, item.epoch, item.start, item.listen, item.version)
-        batch.tell(item.chat, item.prompt_tokens)
-        for each in item.tokens:
-            columns = (each.choice, each.start, each.text, each.ids, each.ends)
-            batch.tokens(*columns, each.logprobs, each.delta)
-        if item.end is not None:
-            batch.end(item.end.finish, item.end.result, item.end.told)
-    return batch
-
-
 def _told(chat: str, prompt_tokens: int) -> tuple[str | int, ...]:
     """Return what a takeover's marker tells of a job; of old it told the chat alone."""
     if prompt_tokens:
@@ -389,7 +384,7 @@ def _begun(item: Begin) -> LogReply:
     return LogReply(LogStatus.OK, item.epoch, last, entries=1 + len(item.tokens))
 
 
-def read_log_reply(answer: list[Any]) -> LogReply:
+def _log_reply(answer: list[Any]) -> LogReply:
     """Read one item's answer."""
     status, epoch, last, finish, entries, *epoch_before = answer
     return LogReply(

@@ -30,14 +30,9 @@ POINTS = {
     "mid_decode_logged": ("append", Moment.LOST, 6),
     "commit_not_made": ("end", Moment.NEVER, 1),
     "commit_reply_lost": ("end", Moment.LOST, 1),
-    "whole_answer_not_written": ("answer", Moment.NEVER, 1),
-    "whole_answer_written": ("answer", Moment.LOST, 1),
     "between_commit_and_completion": ("complete_many", Moment.NEVER, 1),
     "completion_reply_lost": ("complete_many", Moment.LOST, 1),
 }
-
-# Jobs of one token, whose answers are whole in one call.
-NUM_WHOLE = 8
 
 both_moments = pytest.mark.parametrize(
     "moment",
@@ -70,7 +65,6 @@ async def _die_at(ride: Ride, num_jobs: int, point: str, **settings: str) -> Non
     async with wired_worker(**ride.settings(**settings)) as victim:
         trap = victim.die_at(*POINTS[point])
         await ride.board(num_jobs)
-        await ride.board(NUM_WHOLE, 1)
         await trap.closed()
         assert await victim.wait() == -signal.SIGKILL
         async with forked_worker(**ride.settings(**settings)):
@@ -88,7 +82,6 @@ async def test_workers_killed_at_every_point_of_the_protocol(ride: Ride, num_job
             victim = await stack.enter_async_context(wired_worker(**few))
             traps.append(victim.die_at(*point))
         await ride.board(2 * len(POINTS) + num_jobs)
-        await ride.board(NUM_WHOLE, 1)
         for trap in traps:
             await trap.closed()
         await stack.enter_async_context(forked_worker(**ride.settings()))

@@ -85,8 +85,7 @@ class HeldJob:
     the tokens of each choice that the engine has delivered; those behind a stop string go again
     when the end is decided. `first` is the index after which it began here. `evidence` speaks
     against it until it has `passed` the place of its last crash. `num_running` counts the choices
-    that the engine has not ended. It `is_missed` where a renewal did not name it: its publisher
-    may have completed it. `listen` is the secret of the client that listens, or empty.
+    that the engine has not ended. `listen` is the secret of the client that listens, or empty.
     `recount_at` gives the length of each choice from which on the
     pages of the job have to be counted anew.
 
@@ -116,7 +115,6 @@ class HeldJob:
         self.is_all_logged = False
         self.num_logged = 0
         self.is_leaving = False
-        self.is_missed = False
         self._is_waiting = False
         self.is_waiting = pulled.head_of_line
         self.flag = ""

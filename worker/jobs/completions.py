@@ -46,8 +46,7 @@ class Completions:
         self._spawn = spawn
         self._waiting: deque[tuple[HeldJob, Completed]] = deque()
         self._is_calling = False
-        # Bound once: every line would bind a lazy one anew, whether it is written or not.
-        self._log = get_logger().bind()
+        self._log = get_logger()
 
     def add(self, job: HeldJob, finish: str) -> None:
         """Complete a committed job as its terminal entry says, unless it is leaving already."""
@@ -59,13 +58,6 @@ class Completions:
         if not self._is_calling:
             self._is_calling = True
             self._spawn(self._run())
-
-    def done(self, job: HeldJob) -> None:
-        """Let go of a job that is complete, unless it is leaving already."""
-        if not job.is_leaving:
-            self._held_jobs.drop(job)
-            outcome = log_finished(self._log, job, self._metrics)
-            self._traces.left(job, outcome)
 
     async def _run(self) -> None:
         """Make calls until nobody waits."""
@@ -98,7 +90,9 @@ class Completions:
                 self._log.error("job.completion_failed", job_id=job.job_id, why=why)
                 self._spawn(self._add_later(job, completed.finish, self._session.generation))
             else:
-                self.done(job)
+                self._held_jobs.drop(job)
+                outcome = log_finished(self._log, job, self._metrics)
+                self._traces.left(job, outcome)
 
     async def _add_later(self, job: HeldJob, finish: str, generation: int) -> None:
         """Try a job again that failed alone, unless its chain has started anew meanwhile."""

@@ -67,10 +67,10 @@ class JobFlow:
         self._engine.stop_choice(job, choice)
 
     def committed(self, job: HeldJob, committed: Committed) -> None:
-        """Complete a job whose terminal entry stands in the log, unless its publisher has."""
+        """Complete a job whose terminal entry stands in the log."""
         job.timings.published_at = committed.published_at
         job.timings.parse_s = committed.parse_s
-        self._settlement.committed(job, committed.finish, is_complete=committed.is_complete)
+        self._settlement.committed(job, committed.finish)
 
     def fenced(self, job: HeldJob, epoch: int) -> None:
         """Let go of a job whose log belongs to a later owner."""

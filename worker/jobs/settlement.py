@@ -85,20 +85,14 @@ class Settlement:
         """Make the calls from now on, in a task group."""
         self._tasks = tasks
 
-    def committed(self, job: HeldJob, finish: str, *, is_complete: bool = False) -> None:
-        """Complete a job whose terminal entry stands in the log, as that entry says.
-
-        One that is complete already is let go.
-        """
+    def committed(self, job: HeldJob, finish: str) -> None:
+        """Complete a job whose terminal entry stands in the log, as that entry says."""
         if job.phase is Phase.GONE:
             return
         self._engine.stop(job)
         job.finish = Finish.parse(finish)
         job.move_to(Phase.COMMITTED)
-        if is_complete:
-            self._completions.done(job)
-        else:
-            self._completions.add(job, finish)
+        self._completions.add(job, finish)
 
     def fenced(self, job: HeldJob, epoch: int) -> None:
         """Hand a job back without another token: its log belongs to a later owner, at `epoch`."""

@@ -16,7 +16,6 @@ from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.contract.events import Failure  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.producer.contract.keys import WIRE_VERSION
 from tokenbus.producer.contract.messages.job_chat import JobChat  # noqa: TC001 - msgspec reads the annotation
-from tokenbus.producer.scripts.completing import Retention  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.worker.messages.engine import StepRecord
 from tokenbus.worker.process.frames import Framing
 
@@ -39,7 +38,6 @@ class Configure(msgspec.Struct, tag="configure", array_like=True, kw_only=True):
     strips_first_space: bool
     log_level: str
     special_texts: dict[int, str]
-    retention: Retention
 
     def __repr__(self) -> str:
         """Name pool and worker; the URL may hold a password."""
@@ -101,7 +99,7 @@ class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
     `is_ahead`: nobody can have logged anything, so the engine begins at once, its first tokens
     create the log, and no `Taken` comes back. `job_id` is the text of the job's address, `version`
     its wire version, `listen` the secret of the client that listens to it, or empty. `submitted_at`
-    is when it was and `pulled_at` when it came here, by CLOCK_MONOTONIC in seconds.
+    is when it was, by CLOCK_MONOTONIC in seconds.
     """
 
     key: int
@@ -114,7 +112,6 @@ class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
     listen: str = ""
     priority: int = 1
     submitted_at: float = 0.0
-    pulled_at: float = 0.0
 
     def __repr__(self) -> str:
         """Name the job; the secret is left out."""
@@ -187,7 +184,7 @@ class Decided(msgspec.Struct, tag="decided", array_like=True):
 
 
 class Committed(msgspec.Struct, tag="committed", array_like=True):
-    """The terminal entry stands in the log, or the job is complete as well.
+    """The terminal entry stands in the log.
 
     `published_at` is when the first token of this owner did, None if none does; `parse_s` what
     reading its messages took.
@@ -198,7 +195,6 @@ class Committed(msgspec.Struct, tag="committed", array_like=True):
     finish: str
     published_at: float | None = None
     parse_s: float = 0.0
-    is_complete: bool = False
 
 
 class Fenced(msgspec.Struct, tag="fenced", array_like=True):

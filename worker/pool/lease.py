@@ -186,7 +186,7 @@ class Lease:
         is_known = all(self._held_jobs.get(entry.job_id) is not None for entry in held)
         if not (is_known or is_alone) and self._lock.locked():
             return False
-        self._compare(held, asked, is_renewal=True)
+        self._compare(held, asked)
         return True
 
     async def _reconcile(self) -> None:
@@ -203,21 +203,13 @@ class Lease:
             for job in self._held_jobs:
                 self._settlement.resume_hand_back(job)
 
-    def _compare(
-        self, held: list[HeldEntry], asked: Iterable[HeldJob], *, is_renewal: bool = False
-    ) -> None:
+    def _compare(self, held: list[HeldEntry], asked: Iterable[HeldJob]) -> None:
         """Settle what is held; `asked` are the jobs that were known before the server was asked."""
         epochs = {entry.job_id: entry.epoch for entry in held}
         for job in asked:
             # A completion or hand-back under way has taken the entry out; its answer drops the job.
             is_gone = job.is_leaving or job.phase is Phase.GONE
-            if epochs.get(job.job_id) == job.epoch or is_gone:
-                continue
-            is_ending = job.phase is Phase.ENDING and job.job_id not in epochs
-            if is_renewal and is_ending and not job.is_missed:
-                # Its publisher may have completed it, and tells so before the next renewal.
-                job.is_missed = True
-            else:
+            if epochs.get(job.job_id) != job.epoch and not is_gone:
                 self._log.warning("lease.lost", job_id=job.job_id, epoch=job.epoch)
                 self._settlement.drop(job)
         for entry in held:

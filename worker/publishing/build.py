@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.publishing.reports import JobEvents
+    from tokenbus.worker.settings import WorkerSettings
 
 # On fewer cores another process takes from the engine what it saves the worker.
 _MIN_CORES = 3
@@ -67,11 +68,10 @@ async def start_publishers(
             scripts=member.scripts,
             tokenizer=tokenizer,
             worker=member.worker,
-            retention=member.completion.retention,
             emit=receive,
         )
         return PublisherPool(session, [LocalLink(publisher)])
-    configure = await _configure(member, server, tokenizer, ready)
+    configure = await _configure(member.settings, server, member.worker, tokenizer, ready)
     links = [ProcessLink(configure, receive) for _ in range(num_first)]
     publishers = PublisherPool(
         session, links, make_link=lambda: ProcessLink(configure, receive), max_links=num_most
@@ -87,18 +87,19 @@ async def start_publishers(
 
 
 async def _configure(
-    member: PoolMember,
+    settings: WorkerSettings,
     server: Server,
+    worker: str,
     tokenizer: PreTrainedTokenizerBase,
     ready: EngineReady,
 ) -> Configure:
     """Return the first order to a publisher process: where it writes, and how it makes text."""
-    settings, vocab_size = member.settings, ready.limits.vocab_size
+    vocab_size = ready.limits.vocab_size
     table = byte_table(tokenizer)
     return Configure(
         redis_url=server.effective_url,
         pool=settings.pool,
-        worker=member.worker,
+        worker=worker,
         call_timeout_s=settings.call_timeout_s,
         lease_ttl_s=settings.lease_ttl_s,
         vocab_size=vocab_size,
@@ -107,5 +108,4 @@ async def _configure(
         strips_first_space=table is not None and table.strips_first_space,
         log_level=settings.log_level,
         special_texts=dict(table.special_texts) if table else {},
-        retention=member.completion.retention,
     )

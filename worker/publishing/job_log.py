@@ -50,7 +50,6 @@ class JobLog:
     __slots__ = (
         "_void_access",
         "access",
-        "admitted_at",
         "append_one",
         "cached_tokens",
         "enqueue",
@@ -69,7 +68,6 @@ class JobLog:
         "prompt_logprobs",
         "prompt_tokens",
         "published_at",
-        "pulled_at",
         "reasons",
         "rules",
         "sent_at",
@@ -96,8 +94,6 @@ class JobLog:
         self.prompt_tokens = order.prompt_tokens
         self.priority = order.priority
         self.submitted_at = order.submitted_at
-        self.pulled_at = order.pulled_at
-        self.admitted_at: float | None = None
         self.published_at: float | None = None
         self.rules = order.rules
         self.state = LogState.OPEN

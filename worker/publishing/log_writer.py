@@ -21,7 +21,6 @@ from tokenbus.engine.containment import Containment
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.begin_batch import BeginBatch
-from tokenbus.producer.scripts.completing import CompletionScripts
 from tokenbus.producer.scripts.log import MAX_BATCH, End, LogScripts, Takeover
 from tokenbus.producer.scripts.replies import LogStatus
 from tokenbus.producer.scripts.runner import ScriptRunner
@@ -31,13 +30,7 @@ from tokenbus.worker.messages.publishing import Broken, Committed, Fenced
 from tokenbus.worker.publishing.coalescing import Coalescing
 from tokenbus.worker.publishing.log_connection import LogConnection
 from tokenbus.worker.publishing.log_states import LogAccess, LogState, Turn
-from tokenbus.worker.publishing.packing import (
-    add_beginning,
-    add_tokens,
-    completed_of,
-    end_of,
-    is_whole,
-)
+from tokenbus.worker.publishing.packing import add_beginning, add_tokens, end_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -73,7 +66,6 @@ class LogWriter:
         runner = ScriptRunner(redis, None, self._connection.execute)
         self._timeout_s = scripts.timeout_s
         self._scripts = LogScripts(runner, scripts.keys, scripts.publish)
-        self._completion = CompletionScripts(runner, scripts.keys, redis)
         self._coalescing = Coalescing()
         self._containment: Containment[JobLog] = Containment()
         self._first: deque[JobLog] = deque()
@@ -178,11 +170,9 @@ class LogWriter:
         known = LogAccess.KNOWN
         begins = [job for job in jobs if job.begins]
         others = [job for job in jobs if not job.begins] if begins else jobs
-        for kind in (True, False):
-            alike = [job for job in begins if is_whole(job) is kind]
-            for shard, part in _by_shard(alike):
-                for first in range(0, len(part), _MAX_BEGINNINGS):
-                    await self._begin(shard, part[first : first + _MAX_BEGINNINGS])
+        for shard, part in _by_shard(begins):
+            for first in range(0, len(part), _MAX_BEGINNINGS):
+                await self._begin(shard, part[first : first + _MAX_BEGINNINGS])
         takeovers = [job for job in others if job.access is not known]
         if takeovers:
             await self._take_over(takeovers)
@@ -234,26 +224,14 @@ class LogWriter:
             job.sent_at = started_at
             if to == job.last:
                 job.unlogged_since = None
-        worker, completes = self._host.worker, False
-        if self._completion.is_one_server and all(finish for _, _, finish in begun):
-            completes = True
-            ended = [
-                completed_of(job, finish, since)
-                for job, (_, _, finish), since in zip(jobs, begun, sinces, strict=True)
-            ]
-            keep, publish = self._host.retention, self._host.scripts.publish
-            others = await self._call(
-                lambda: self._completion.answer(shard, worker, batch, ended, keep, publish)
-            )
-        else:
-            others = await self._call(lambda: self._scripts.begin_batch(shard, worker, batch))
+        worker = self._host.worker
+        others = await self._call(lambda: self._scripts.begin_batch(shard, worker, batch))
         now = time.monotonic()
         lags_s: list[float] = []
         num_fresh, waits_s = 0, 0.0
         for number, (job, (to, num_entries, finish)) in enumerate(zip(jobs, begun, strict=True)):
-            other = others.get(number)
-            if other is not None and other.status is not LogStatus.OK:
-                self._heed(job, other)
+            if number in others:
+                self._heed(job, others[number])
                 continue
             job.take_over()
             if to:
@@ -267,7 +245,7 @@ class LogWriter:
                 num_fresh += max(0, to - job.num_credited)
                 job.num_credited = max(to, job.num_credited)
             if finish:
-                self._commit(job, finish, is_complete=completes and other is None)
+                self._commit(job, finish)
         if lags_s:
             self._note_call(started_at, now, num_fresh, lags_s, waits_s)
 
@@ -374,7 +352,7 @@ class LogWriter:
             job.set_access(LogAccess.BARRED)
             self._host.emit(Broken(self._host.generation, job.key, fault.message))
 
-    def _commit(self, job: JobLog, finish: str, *, is_complete: bool = False) -> None:
+    def _commit(self, job: JobLog, finish: str) -> None:
         if job.state is LogState.DROPPED:
             return  # The worker has let the job go while the call was under way.
         is_own = job.state is LogState.ENDING
@@ -384,8 +362,7 @@ class LogWriter:
         if is_own and job.finish is not None and job.finish.reason in _FINISHED:
             host.progress_counter.ended(job.priority, time.monotonic() - job.submitted_at)
         parse_s = 0.0 if job.messages is None else job.messages.busy_s
-        times = job.published_at, parse_s
-        host.emit(Committed(host.generation, job.key, finish, *times, is_complete))
+        host.emit(Committed(host.generation, job.key, finish, job.published_at, parse_s))
 
     def _heed(self, job: JobLog, reply: LogReply) -> None:
         """Do what a start's answer says, or any that does not let this owner go on."""

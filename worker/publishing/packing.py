@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.scripts.completing import Completed
 from tokenbus.producer.scripts.log import End
-from tokenbus.producer.scripts.timeline import lived_text
 from tokenbus.worker.publishing.log_states import LogState
 
 if TYPE_CHECKING:
@@ -39,24 +37,22 @@ def add_tokens(job: JobLog, batch: AppendBatch, limit: int | None) -> int:
     return start + len(ids) - 1
 
 
-def is_whole(job: JobLog) -> bool:
-    """Tell whether all of a job that has no log goes out in one call."""
-    if job.transcript is None or job.state is not LogState.ENDING:
-        return False
-    return job.last <= _MAX_TOKENS and job.transcript.num_runs <= _MAX_ENTRIES
-
-
 def add_beginning(job: JobLog, batch: BeginBatch) -> tuple[int, int, str]:
     """Add a job that has no log: its first token, or its whole answer where it is over.
 
     Returns: the last index, the number of entries and the finish; that is empty where more follows.
     """
-    transcript, whole = _transcript_of(job), is_whole(job)
+    transcript = _transcript_of(job)
+    is_whole = (
+        job.state is LogState.ENDING
+        and transcript.num_runs <= _MAX_ENTRIES
+        and job.last <= _MAX_TOKENS
+    )
     batch.add(job.job_id, job.epoch, str(job.key), job.listen, job.version)
     messages = job.messages
     batch.tell("" if messages is None else messages.chat, job.prompt_tokens)
     # A first token goes alone, unless all are there.
-    limit, until = (None, job.last) if whole else (1, 1)
+    limit, until = (None, job.last) if is_whole else (1, 1)
     to = num_entries = 0
     while to < until:
         entry = transcript.slice_after(to, limit)
@@ -65,24 +61,11 @@ def add_beginning(job: JobLog, batch: BeginBatch) -> tuple[int, int, str]:
         batch.tokens(choice, start, text, ids, ends, _json_of(logprobs), delta)
         to = start + len(ids) - 1
         num_entries += 1
-    if not whole:
+    if not is_whole:
         return to, num_entries, ""
     finish, result, told = _end_of(job)
     batch.end(finish, result, told)
     return to, num_entries, finish
-
-
-def completed_of(job: JobLog, finish: str, first_at: float | None) -> Completed:
-    """Return what completes a job that is answered whole; `first_at` is when its first token came.
-
-    Times are by CLOCK_MONOTONIC in seconds.
-    """
-    since_s = job.pulled_at
-    lived = lived_text(
-        None if job.admitted_at is None else job.admitted_at - since_s,
-        None if first_at is None else first_at - since_s,
-    )
-    return Completed.of(job.job_id, finish, job.finish, lived=lived)
 
 
 def end_of(job: JobLog) -> End:

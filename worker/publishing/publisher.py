@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.text.byte_table import ByteTable
     from tokenbus.producer.contract.events import Failure
     from tokenbus.producer.scripts import Scripts
-    from tokenbus.producer.scripts.completing import Retention
     from tokenbus.worker.messages.publishing import Order, PublisherReport
     from tokenbus.worker.session import Session
 
@@ -65,14 +64,12 @@ class Publisher:
         scripts: Scripts,
         tokenizer: PreTrainedTokenizerBase | ByteTable,
         worker: str,
-        retention: Retention,
         emit: Callable[[PublisherReport], None],
         report_after_s: float = 0.0,
     ) -> None:
         self.session = session
         self.scripts = scripts
         self.worker = worker
-        self.retention = retention
         self.emit = emit
         self.generation = 0
         self.progress_counter = ProgressCounter(emit, report_after_s)

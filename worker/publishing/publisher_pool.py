@@ -74,7 +74,6 @@ class PublisherPool:
                 listen=job.listen,
                 priority=job.pulled.priority,
                 submitted_at=job.timings.submitted_at,
-                pulled_at=job.timings.pulled_at,
             )
         )
 

@@ -87,7 +87,6 @@ class PublisherProcess(asyncio.Protocol):
             scripts=scripts,
             tokenizer=_text_source(order),
             worker=order.worker,
-            retention=order.retention,
             emit=self._emit,
             report_after_s=_REPORT_AFTER_S,
         )

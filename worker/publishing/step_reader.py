@@ -85,10 +85,8 @@ class StepReader:
         another publisher, or the worker counts them. A job whose row raises fails alone.
         """
         for each in step.admitted:
-            admitted = self._job_logs.get(each.request_id)
-            if admitted is not None:
-                admitted.cached_tokens = each.num_cached_tokens
-                admitted.admitted_at = admitted.admitted_at or step.sent_at
+            if each.request_id in self._job_logs:
+                self._job_logs[each.request_id].cached_tokens = each.num_cached_tokens
         rows = enumerate(step.request_ids)
         places = accumulate(step.counts)
         guard = self._containment.guard(None, "its tokens became text")

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenbus.producer.scripts import Scripts
-    from tokenbus.producer.scripts.completing import Retention
     from tokenbus.worker.messages.publishing import PublisherReport
     from tokenbus.worker.publishing.job_log import JobLog
     from tokenbus.worker.publishing.progress import ProgressCounter
@@ -19,13 +18,12 @@ class WriterHost(Protocol):
     """Runs log writers: lends them its session and scripts, and decides what the log's word means.
 
     `generation` is that of the session in which the log writers write; `rows_to_call` says how many
-    jobs make a call worth while; `retention` is for how long ended jobs are kept.
+    jobs make a call worth while.
     """
 
     session: Session
     scripts: Scripts
     worker: str
-    retention: Retention
     emit: Callable[[PublisherReport], None]
     progress_counter: ProgressCounter
     generation: int

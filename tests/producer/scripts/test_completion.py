@@ -18,8 +18,8 @@ from workers.stubs import StubWorker, a_job, num_ends, owned_end, pulled, raw, s
 from tokenbus.engine.chat.usage import Usage
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts import Scripts
-from tokenbus.producer.scripts.completing import RECORD_MARGIN_MS, Completed, Retention
-from tokenbus.producer.scripts.completion import JobCompletion
+from tokenbus.producer.scripts.completing import Completed, Retention
+from tokenbus.producer.scripts.completion import RECORD_MARGIN_MS, JobCompletion
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -38,7 +38,6 @@ FIRST = {
     "one crash finds nobody guilty (R5)": 16,
     "the commit sets no short TTL (R9)": 17,
     "a whole answer sets no short TTL (R9)": 22,
-    "a job is completed once (R9)": 6,
     "the tick hands out what has to end (R10)": 1,
     "the tick sees what is done (R10)": 4,
     "a cancel is answered again (R11)": 3,
@@ -128,9 +127,6 @@ RULES = {
     ),
     "a begin that finds a log says so (R2)": Change(
         "begin", "return what_stands(log, epoch, worker, start)", "return"
-    ),
-    "an answer that finds a log or result says so (R2)": Change(
-        "answer", "return what_stands(log, epoch, worker, item[3])", ""
     ),
     "the marker carries the index (R3)": Change(
         "takeover", "local last = tail and tail.to or 0", "local last = 0"

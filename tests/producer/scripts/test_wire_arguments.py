@@ -24,7 +24,6 @@ from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.completing import Completed, Retention
 from tokenbus.producer.scripts.control import ClaimedWebhook, WebhookOutcome, WebhookTry
 from tokenbus.producer.scripts.evidence import Crash, Crowd
-from tokenbus.producer.scripts.log import packed_begins
 from tokenbus.producer.scripts.queue import _submit_args
 from tokenbus.producer.scripts.source import read_part, script_sha
 
@@ -86,10 +85,6 @@ COMPLETED = [
     Completed("s1-other@shop", '{"reason":"failed"}', failed=True),
     Completed("s1-third"),
 ]
-ANSWERED = [
-    Completed("s3-job@shop", '{"reason":"stop"}', 103, False, 100, 96, 3, "a3 f45"),
-    Completed("s3-job", "{}", failed=True),
-]
 OLD_APPEND = Append("s3-job", 2, 0, 4, 4, "x", [5], [1], version=1)
 HEARD_APPENDS = [
     OLD_APPEND,
@@ -129,12 +124,6 @@ def _one_token() -> AppendBatch:
 
 
 CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
-    "answer": lambda s: s.completion.answer(
-        3, "w1", packed_begins([WHOLE, NOTHING]), ANSWERED, KEEP, "PUBLISH"
-    ),
-    "answer, messages": lambda s: s.completion.answer(
-        3, "w1", packed_begins([TOLD]), ANSWERED[:1], KEEP, "SPUBLISH"
-    ),
     "append": lambda s: s.log.append([APPEND]),
     "append, version 1": lambda s: s.log.append([OLD_APPEND]),
     "append, tenant": lambda s: s.log.append([TENANTS_APPEND]),

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 16
 SCRIPTS = (
-    "answer", "append", "begin", "cancel", "complete_many", "drain_inbox", "end", "expire_many",
-    "leave", "pull", "raise_epoch", "reject", "renew", "requeue", "retain_many", "scan",
-    "submit", "takeover", "tick", "unpull",
+    "append", "begin", "cancel", "complete_many", "drain_inbox", "end", "expire_many", "leave",
+    "pull", "raise_epoch", "reject", "renew", "requeue", "retain_many", "scan", "submit",
+    "takeover", "tick", "unpull",
 )  # fmt: skip
 
 

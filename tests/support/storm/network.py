@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Event
 
 # Scripts that publish.
-_LOUD = ("answer", "append", "begin", "end")
+_LOUD = ("append", "begin", "end")
 _FATES = ("request lost", "reply lost", "late", "twice")
 _WEIGHTS = {"listen": 0.4, "tick": 0.4, "scan": 0.4, "renew": 0.6}
 
@@ -264,7 +264,6 @@ class Network:
 
 SCRIPTS = (
     *(
-        "answer",
         "append",
         "begin",
         "cancel",

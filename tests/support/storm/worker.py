@@ -20,7 +20,6 @@ from tokenbus.producer.scripts import Begin, Budget, Scripts, Takeover
 from tokenbus.producer.scripts.completing import Completed
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.evidence import Crash, Crowd, Evidence
-from tokenbus.producer.scripts.log import packed_begins
 from tokenbus.producer.scripts.replies import LogStatus, PullStatus, RequeueStatus
 
 if TYPE_CHECKING:
@@ -105,7 +104,6 @@ class StormWorker:
         self.completion = JobCompletion(self.scripts, clock=stale_clock)
         self.scripts.completion.is_one_server = IN_ONE_TURN not in self.skips
         self._gathers = random.Random(f"gathers of {self.name}")
-        self._answers = random.Random(f"answers of {self.name}")
         self.generation = 0
         self._num_starts = 0
         self._open = asyncio.Event()
@@ -290,9 +288,6 @@ class StormWorker:
         written = [tokens(job_id, ride.epoch, *part) for part in parts]
         end = owned_end(job_id, ride.epoch, to, "cancelled" if ride.flag else "stop")
         item = Begin(job_id, ride.epoch, ride.start, written, end if is_over else None)
-        if is_over and self.scripts.completion.is_one_server and self._answers.random() < 0.7:
-            await self._answer(job_id, ride, item, end.finish)
-            return
         [reply] = await self._call(lambda: self.scripts.log.begin([item], self.name))
         if reply.status is LogStatus.OK and is_over:
             await self._ended(job_id, ride, end.finish)
@@ -300,23 +295,6 @@ class StormWorker:
             await self._give_back(job_id, ride)
         else:
             await self._obey(job_id, ride, reply)
-
-    async def _answer(self, job_id: str, ride: Ride, item: Begin, finish: str) -> None:
-        """Write a whole answer and complete its job in the same turn."""
-        batch, done = packed_begins([item]), [Completed.of(job_id, finish)]
-        answers = await self._call(
-            lambda: self.scripts.completion.answer(
-                0, self.name, batch, done, self.completion.retention, "PUBLISH"
-            )
-        )
-        if not answers:
-            self.jobs.pop(job_id, None)
-        elif answers[0].status is LogStatus.OK:
-            await self._ended(job_id, ride, finish)
-        elif answers[0].status is LogStatus.LOG and answers[0].last:
-            await self._give_back(job_id, ride)
-        else:
-            await self._obey(job_id, ride, answers[0])
 
     async def _append(self, job_id: str, ride: Ride, last: int) -> None:
         ride.made = max(ride.made, min(LENGTH, last + self.chance.randint(1, 3)))

@@ -243,9 +243,15 @@ class World:
     def _on_done(self, name: str, args: tuple[Any, ...], answer: Any) -> None:
         """Look at what a script has just done."""
         if name == "complete_many":
-            self._on_completed(msgspec.msgpack.decode(args[-1]), answer[0])
-        if name == "answer" and not answer[0]:
-            self._on_answered(*map(msgspec.msgpack.decode, args[13:15]))
+            items = msgspec.msgpack.decode(args[-1])
+            jobs, charges = items[::COLUMNS], items[2::COLUMNS]
+            for job_id, actual, is_done in zip(jobs, charges, answer[0], strict=True):
+                if is_done == 1:
+                    self.audit.completed(job_id, actual)
+                entries = self._standing[job_id]
+                if entries and not self.keys.log(job_id):
+                    self.audit.bury(Grave(job_id, is_done == 1, entries))
+                    self.audit.compare(job_id, entries, self.keys.result(job_id))
         if name == "requeue" and answer != b"refused" and int(args[9]):
             self.audit.crashed(args[5], args[11], int(args[14]) + int(args[15]))
         if name == "cancel" and answer[0] == b"held":
@@ -257,32 +263,6 @@ class World:
             num_held = self.keys.num_held(args[4])
             if num_held > MAX_HELD:
                 raise Violation(f"{args[4]} holds {num_held} jobs and has pages for {MAX_HELD}")
-
-    def _on_completed(self, items: list[Any], answers: list[Any]) -> None:
-        jobs, charges = items[::COLUMNS], items[2::COLUMNS]
-        for job_id, actual, is_done in zip(jobs, charges, answers, strict=True):
-            if is_done == 1:
-                self.audit.completed(job_id, actual)
-            entries = self._standing[job_id]
-            if entries and not self.keys.log(job_id):
-                self._bury(job_id, entries, is_done=is_done == 1)
-
-    def _on_answered(self, items: list[Any], done: list[Any]) -> None:
-        """Look at the log that a whole answer would have had."""
-        [(job_id, epoch, _, last, _, _, finish, _, *written)] = items
-        self.audit.completed(job_id, done[0])
-        entries = [
-            (entry_id.encode(), [b"e", entry.encode()])
-            for entry_id, entry in zip(written[::3], written[1::3], strict=True)
-        ]
-        end = f"{epoch}-{last + 1}".encode(), [b"finish", finish.encode()]
-        self._bury(job_id, [*entries, end], is_done=True)
-
-    def _bury(
-        self, job_id: str, entries: list[tuple[bytes, list[bytes]]], *, is_done: bool
-    ) -> None:
-        self.audit.bury(Grave(job_id, is_done, entries))
-        self.audit.compare(job_id, entries, self.keys.result(job_id))
 
     def _on_cancelled(self, job_id: str, status: str) -> None:
         """Whoever is told that a job has ended can rely on it."""

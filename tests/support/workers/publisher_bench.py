@@ -12,7 +12,6 @@ from workers.steps import step
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.producer.scripts import Scripts
-from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.messages.publishing import TakeOver, TextRules
 from tokenbus.worker.publishing.publisher import Publisher
@@ -84,7 +83,6 @@ async def running_publisher(redis_url: str, pool: str) -> AsyncIterator[Publishe
         scripts=scripts,
         tokenizer=build_null_tokenizer(),
         worker="w",
-        retention=Retention(),
         emit=lambda report: made[0].hear(report),
     )
     made.append(PublisherBench(publisher, scripts))

@@ -123,21 +123,6 @@ async def test_lone_job_goes_at_once_and_those_that_end_meanwhile_go_together() 
     assert bench.metrics.jobs_finished == MAX_COMPLETED + 2
 
 
-async def test_job_that_its_publisher_has_completed_goes_without_a_call() -> None:
-    """Unless a call is under way with which it leaves: the answer to that drops it."""
-    async with asyncio.TaskGroup() as tasks:
-        bench = a_bench(tasks)
-        jobs = [
-            bench.held_jobs.take(PulledJob(name, 1, 0, 1, "t", 1, False, 0, None, b""))
-            for name in ("done", "leaving")
-        ]
-        jobs[1].is_leaving = True
-        for job in jobs:
-            bench.settlement.committed(job, FINISH, is_complete=True)
-    assert [job.phase for job in jobs] == [Phase.GONE, Phase.COMMITTED]
-    assert (bench.pool.calls, bench.metrics.jobs_finished) == ([], 1)
-
-
 async def test_lost_session_forgets_what_waits_for_completion() -> None:
     """No call is made for them; once their ends were told again, they are completed (R7)."""
     async with asyncio.TaskGroup() as tasks:

@@ -11,15 +11,15 @@ from patience import PATIENCE_S
 from servers.fixtures import pool, redis_url, server
 from workers.null_workers import expected_ids, expected_text, follow, worker
 from workers.publisher_bench import EPOCH, JOB_ID, KEY, running_publisher, step_of_job, take_over
-from workers.stubs import StubWorker, a_job, raw, submit, until
+from workers.stubs import raw, until
 from workers.stubs import tokens as stub_tokens
 
 from tokenbus.engine.types import FinishReason
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.contract.events import Event, Failure, Finish
 from tokenbus.producer.contract.result import JobResult
-from tokenbus.producer.scripts.log import Append, Begin, Takeover
-from tokenbus.producer.scripts.replies import JobState, LogStatus
+from tokenbus.producer.scripts.log import Append, Begin, LogScripts, Takeover
+from tokenbus.producer.scripts.replies import LogStatus
 from tokenbus.producer.scripts.runner import ScriptRunner
 from tokenbus.worker.messages.publishing import (
     AllLogged,
@@ -91,8 +91,7 @@ async def test_whole_answer_is_one_call(bench: PublisherBench, calls: list[str])
         assert await bench.scripts.log.events(JOB_ID) is None
     bench.publisher.obey(OpenGate(0, time.monotonic()))
     committed = await bench.first(Committed)
-    assert calls == ["answer"]
-    assert not committed.is_complete
+    assert calls == ["begin"]
     marker, tokens, end = await entries_of(bench)
     assert marker[1] == {
         b"marker": b"w", b"to": b"0", b"start": b"%d" % KEY, b"prompt": b"%d" % AHEAD.prompt_tokens
@@ -112,36 +111,6 @@ async def test_whole_answer_is_one_call(bench: PublisherBench, calls: list[str])
 def tokens_of(entry: tuple[bytes, dict[bytes, bytes]]) -> tuple[bytes, bytes]:
     """Return id and body of an entry of tokens."""
     return entry[0], entry[1][b"e"]
-
-
-async def test_whole_answer_of_a_held_job_completes_it(
-    bench: PublisherBench, calls: list[str]
-) -> None:
-    """Nobody can look between the end and the completion, so there is no log that would go then."""
-    scripts = bench.scripts
-    owner = StubWorker(scripts, "w")
-    await submit(scripts, a_job(JOB_ID))
-    await owner.reconcile()
-    assert [job.epoch for job in (await owner.pull()).jobs] == [EPOCH]
-    calls.clear()
-    bench.publisher.obey(OpenGate(0, time.monotonic()))
-    bench.publisher.obey(AHEAD)
-    bench.publisher.obey(step_of_job(300, 301, end=FinishReason.LENGTH))
-    committed = await bench.first(Committed)
-    assert committed.is_complete
-    assert calls == ["answer"]
-    record = await scripts.queue.record(JOB_ID)
-    assert record is not None
-    assert record.state is JobState.DONE
-    assert await scripts.log.events(JOB_ID) is None
-    result = JobResult.parse(await scripts.log.result(JOB_ID) or b"")
-    assert result.choices[0].ids == (300, 301)
-    [reply] = await scripts.log.takeover([Takeover(JOB_ID, EPOCH, "w")])
-    assert (reply.status, reply.finish) == (LogStatus.TERMINAL, committed.finish)
-    bench.publisher.session.lose("the server is gone")
-    bench.publisher.obey(OpenGate(1, time.monotonic()))
-    assert (await bench.first(Committed)).finish == committed.finish
-    assert JobResult.parse(await scripts.log.result(JOB_ID) or b"") == result
 
 
 async def test_first_token_makes_the_log_alone_and_at_once(
@@ -173,7 +142,7 @@ async def test_job_that_ends_without_a_token_is_one_call(
     bench.publisher.obey(Decide(KEY, reason, error))
     finish = Finish.parse((await bench.first(Committed)).finish)
     assert (finish.reason, finish.error) == (reason, error)
-    assert calls == ["answer"]
+    assert calls == ["begin"]
     assert [entry_id for entry_id, _ in await entries_of(bench)] == [b"1-0", b"1-1"]
 
 
@@ -201,15 +170,15 @@ async def test_start_whose_answer_was_lost_knows_its_log(
     bench: PublisherBench, is_over: bool
 ) -> None:
     """The call was carried out and is made again after the loss: each token is logged once."""
-    run, written = ScriptRunner.run, asyncio.Event()
+    begin, written = LogScripts.begin_batch, asyncio.Event()
 
-    async def lose(runner: ScriptRunner, *args: Any, **named: Any) -> Any:
-        await run(runner, *args, **named)
+    async def lose(scripts: LogScripts, *args: Any) -> Any:
+        await begin(scripts, *args)
         written.set()
         await asyncio.Event().wait()
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ScriptRunner, "run", lose)
+        patched.setattr(LogScripts, "begin_batch", lose)
         bench.publisher.obey(OpenGate(0, time.monotonic()))
         bench.publisher.obey(AHEAD)
         bench.publisher.obey(step_of_job(300, end=FinishReason.LENGTH if is_over else None))

@@ -126,20 +126,3 @@ async def test_what_nobody_here_knows_is_handed_back() -> None:
         await session.called.get()
         running.cancel()
     settlement.hand_back_unknown.assert_called_with("lost", 3)
-
-
-async def test_job_that_is_ending_is_dropped_at_the_second_renewal_without_it() -> None:
-    """Its publisher may have completed it and not told so yet; any other job goes at once."""
-    lease, member, _, session, settlement = a_lease()
-    ending = member.held_jobs.take(pulled("ending"))
-    ending.move_to(Phase.ENDING)
-    other = member.held_jobs.take(pulled("other"))
-    running = asyncio.create_task(lease.run())
-    async with asyncio.timeout(PATIENCE_S):
-        (await session.called.get()).set()
-        answer = await session.called.get()
-        assert settlement.drop.call_args_list == [((other,),)]
-        answer.set()
-        await session.called.get()
-        running.cancel()
-    assert ((ending,),) in settlement.drop.call_args_list

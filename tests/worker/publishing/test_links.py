@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from tokenbus.producer.scripts.completing import Retention
 from tokenbus.worker import logs
 from tokenbus.worker.errors import PublisherDied
 from tokenbus.worker.messages.publishing import Configure
@@ -44,7 +43,6 @@ async def test_last_words_of_a_publisher_are_lines_of_its_worker(
         token_bytes=[],
         strips_first_space=False,
         special_texts={},
-        retention=Retention(),
         log_level="info",
     )
     with pytest.raises(PublisherDied, match="the log has what it said"):

@@ -21,7 +21,6 @@ from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import Admission, FinishReason
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.scripts import Scripts
-from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.engine.current_engine import CREDIT_LUMP_TOKENS
@@ -180,7 +179,6 @@ async def test_publisher_without_renewals_stops_by_itself(
         scripts=Scripts(redis, pool),
         tokenizer=build_null_tokenizer(),
         worker="w",
-        retention=Retention(),
         emit=emit,
     )
     session.when_lost(lambda reason: emit(Lost(publisher.generation, reason)))

@@ -1,6 +1,6 @@
---@offers begin what_stands first_entry
+--@offers begin
 --@use tail: tail_of answer
---@use commit: commit tell
+--@use commit: commit
 --@use telling: tell_beginning
 -- Create a log with what there is of a job that the engine has started from nothing: the marker of a
 -- takeover, which says beside the worker which of its starts this is, so that a call which is made
@@ -11,7 +11,7 @@
 -- in `commit` (empty without an end), then id, entry and message of each entry. `told` is nothing, or
 -- chat and last fields of a job whose answers are messages, each perhaps empty, and perhaps behind
 -- them the number of tokens of its prompt.
-local first_entry = 9
+local ENTRIES = 9
 
 local function what_stands(log, epoch, worker, start)
   local tail = tail_of(log)
@@ -29,7 +29,7 @@ end
 -- Returns nothing where all was written.
 local function begin(publish, belt_ms, worker, item, told)
   local job, epoch, start, listen, finish = item[1], item[2], item[3], item[5], item[7]
-  local log = L.log .. job
+  local log, channel = L.log .. job, L.tok .. job
   if redis.call('EXISTS', log, L.result .. job) > 0 then
     return what_stands(log, epoch, worker, start)
   end
@@ -37,9 +37,13 @@ local function begin(publish, belt_ms, worker, item, told)
   local marker = { 'marker', worker, 'to', 0, 'start', start }
   tell_beginning(marker, chat, told and told[3])
   redis.call('XADD', log, epoch .. '-0', unpack(marker))
-  for at = first_entry, #item, 3 do
+  for at = ENTRIES, #item, 3 do
+    local message = item[at + 2]
     redis.call('XADD', log, item[at], 'e', item[at + 1])
-    tell(publish, job, listen, item[at + 2])
+    redis.call(publish, channel, message)
+    if listen ~= '' then
+      redis.call(publish, L.cli .. listen, message)
+    end
   end
   if finish ~= '' then
     commit(publish, belt_ms, job, epoch, item[4], finish, item[8], item[6], listen, last_fields)
