@@ -23,6 +23,7 @@ from tokenbus.producer.commands import cli
 from tokenbus.producer.serving.endpoint import Endpoint
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -203,7 +204,7 @@ def test_options_reach_the_parts_that_have_them(monkeypatch: pytest.MonkeyPatch)
     given = (
         "serve m --port 1 --host 127.0.0.2 --served-model-name a --served-model-name b"
         " --dtype bfloat16 --max-num-seqs 7 --log-level debug --strict --alias x=a"
-        " --fallback a=b,c --api-key k1 k2 --api-key-role viewer --redis redis://:secret@127.0.0.1:1/0"
+        " --fallback a=b,c --api-key k1 --api-key k2 --api-key-role viewer --redis redis://:secret@127.0.0.1:1/0"
     )
     assert cli.main(given.split()) == 0
     worker, gateway = seen["worker"], seen["gateway"]
@@ -212,9 +213,24 @@ def test_options_reach_the_parts_that_have_them(monkeypatch: pytest.MonkeyPatch)
     assert not {"--port=1", "--model=m"} & set(worker)
     assert {"--port=1", "--host=127.0.0.2", "--strict", "--alias=x=a"} < set(gateway)
     assert {"--fallback=a=b,c", "--log-level=debug"} < set(gateway)
-    assert "--api-key-role viewer" in " ".join(gateway)
+    assert "--api-key-role=viewer" in gateway
     assert "secret" not in " ".join([*worker, *gateway])
-    assert " ".join(gateway).count("--served-model-name a b") == 1
+    # What serve says itself: names of the pool, and keys where not everyone can read them.
+    assert not [word for word in gateway if word.startswith(("--served-model-name", "--api-key="))]
+
+
+def test_model_behind_options_is_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option takes one value each time, so that a model may stand behind it."""
+    models: list[str] = []
+
+    def note(args: argparse.Namespace, **_: Any) -> int:
+        models.append(args.model)
+        return 0
+
+    monkeypatch.setattr("tokenbus.producer.commands.serve.run_serve", note)
+    for option in ("--api-key", "--cors-origin", "--served-model-name"):
+        assert cli.main(["serve", option, "a-value-of-its-own", "/models/llama"]) == 0
+    assert models == ["/models/llama"] * 3
 
 
 def test_lines_of_an_endpoint_with_a_key_hide_it() -> None:

@@ -160,8 +160,9 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
 
 
 # What `tokenbus serve` says to its parts itself, and `tokenbus worker` to its replicas; the URL of
-# the server not where everyone can read it.
+# the server and keys not where everyone can read them.
 _DECIDED = frozenset({"--redis", "--model", "--pool", "--log-format"})
+DECIDED_OF_GATEWAY = _DECIDED | {"--served-model-name", "--api-key"}
 DECIDED_OF_REPLICAS = frozenset({"--redis", "--log-format"})
 
 
@@ -205,8 +206,6 @@ def words_of(
             continue
         if action.nargs == 0:
             words.append(option)
-        elif action.nargs == "+":
-            words += [option, *map(str, value)]
         elif isinstance(value, dict):
             words += [f"{option}={name}={_joined(each)}" for name, each in value.items()]
         else:
@@ -360,7 +359,8 @@ def add_jobs(commands: Any) -> list[argparse.ArgumentParser]:
     listing.add_argument("--tenant", type=_name, metavar="NAME",
         help="only jobs of this tenant (default: those of all)")
     listing.add_argument("--state", action="append", choices=JOB_STATES,
-        help="only jobs in this state; may be given several times (default: all of them)")
+        help="only jobs in this state: held by a worker, waiting for one, delayed until their time"
+        " comes, or ending as cancelled or too late; may be given several times (default: all)")
     listing.add_argument("--limit", type=int, default=100, metavar="N",
         help="jobs at most, up to 1000 (default: 100)")
     show = commands.add_parser("show", help="print what the server knows of a job")
@@ -444,7 +444,7 @@ def add_control(parser: argparse.ArgumentParser) -> None:
         " (default: the server of the pool)")
     add("--pool", type=pool_name, metavar="NAME", help=_POOL_HELP)
     add("--crons", metavar="FILE",
-        help="table of jobs to submit at set times, in TOML (default: none)")
+        help="table of jobs to submit at set times, in TOML as in docs/control.md (default: none)")
     add("--webhook-keys", dest="webhook_keys_file", metavar="FILE",
         help="signing keys by tenant, in JSON (default: TOKENBUS_WEBHOOK_KEYS)")
     add("--queue", dest="adapter_queue", metavar="NAME",

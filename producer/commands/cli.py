@@ -48,7 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", nargs=0, action=_Version, default=argparse.SUPPRESS,
         help="print the version and exit")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
-        help="file with settings, in TOML (default: that of TOKENBUS_CONFIG, or none)")  # fmt: skip
+        help="file with settings, in TOML; it stands before the command"
+        " (default: that of TOKENBUS_CONFIG, or none)")  # fmt: skip
     commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=Parser
     )
@@ -204,14 +205,16 @@ def _run_serve(args: argparse.Namespace) -> int:
 
     whole = Parser(add_help=False)
     arguments.add_serve(whole, _parts().values())
-    words = {name: arguments.words_of(part, whole, args) for name, part in _parts().items()}
+    parts = _parts()
+    worker_words = arguments.words_of(parts["worker"], whole, args)
+    gateway_words = arguments.words_of(parts["gateway"], whole, args, arguments.DECIDED_OF_GATEWAY)
     known = WorkerSettings.model_fields
     settings = WorkerSettings.load(**{n: value for n, value in vars(args).items() if n in known})
     level = f"--log-level={heard_level(settings.log_level)}"
-    command = ("worker", "--model", args.model, "--log-format=json", *words["worker"], level)
+    command = ("worker", "--model", args.model, "--log-format=json", *worker_words, level)
     workers = replica_commands(settings, command)
     folder = made_in_cache("serve")
-    return run_serve(args, workers=workers, gateway=[*words["gateway"], level], folder=folder)
+    return run_serve(args, workers=workers, gateway=[*gateway_words, level], folder=folder)
 
 
 def _run_chat(args: argparse.Namespace) -> int:

@@ -30,24 +30,28 @@ def add_gateway(parser: argparse.ArgumentParser) -> None:
         help="address to listen on (default: 127.0.0.1)")
     add("--port", dest="gateway_port", type=int, metavar="PORT",
         help="port to listen on, 0 = a free one (default: 8000)")
-    add("--served-model-name", dest="gateway_model_names", nargs="+", metavar="NAME",
-        help="names under which requests may ask for the pool (default: those of its model)")
+    add("--served-model-name", dest="gateway_model_names", action="append", metavar="NAME",
+        help="a name under which requests may ask for the pool; may be given several times"
+        " (default: those of its model)")
     add("--alias", dest="gateway_aliases", action=_Pairs, metavar="NAME=MODEL",
         help="another name of a pool or model; may be given several times (default: none)")
     add("--fallback", dest="gateway_fallbacks", action=_Pairs, read=_names, metavar="MODEL=MODEL",
         help="what is taken where a pool or model has no worker that can run jobs, several parted"
         " by commas; may be given several times (default: none)")
-    add("--api-key", dest="gateway_api_keys", nargs="+", metavar="KEY",
-        help="keys that requests may use, beside those of `tokenbus keys`; everyone on this machine"
-        " can read them in ps, not those in TOKENBUS_GATEWAY_API_KEYS (default: none)")
-    add("--api-key-role", dest="gateway_api_key_roles", nargs="+", choices=BOARD_ROLES,
-        metavar="ROLE", help=f"what these keys may do at the dashboard: {_ROLES_HELP} (default:"
-        " none, the dashboard is closed to them)")
+    add("--api-key", dest="gateway_api_keys", action="append", metavar="KEY",
+        help="a key that requests may use, beside those of `tokenbus keys`; may be given several"
+        " times; everyone on this machine can read it in ps, not those in TOKENBUS_GATEWAY_API_KEYS"
+        " (default: none)")
+    add("--api-key-role", dest="gateway_api_key_roles", action="append",
+        choices=BOARD_ROLES, metavar="ROLE",
+        help=f"what these keys may do at the dashboard: {_ROLES_HELP}; may be given several times"
+        " (default: none, the dashboard is closed to them)")
     add("--auth", dest="gateway_auth", choices=("auto", "keys", "off"),
         help="whether requests need a key; auto: they do unless the address is on the loopback and"
         " there is no key (default: auto)")
-    add("--cors-origin", dest="gateway_cors_origins", nargs="+", metavar="ORIGIN",
-        help="origins of web pages that may call, * for all (default: none)")
+    add("--cors-origin", dest="gateway_cors_origins", action="append", metavar="ORIGIN",
+        help="an origin of web pages that may call, * for all; may be given several times"
+        " (default: none)")
     add("--strict", dest="gateway_strict", action="store_true", default=None,
         help="refuse requests with fields that are not known (default: ignore and name them)")
     add("--grace-s", dest="gateway_grace_s", type=float, metavar="S",

@@ -62,7 +62,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "tokenbus top --interval-s 2",
     ),
     "dashboard": (
-        f"Serve the dashboard of the pools for a browser, without the API. {_SETTINGS}",
+        f"Serve the dashboard of the pools for a browser, at /ui/, without the API. {_SETTINGS}",
         "tokenbus dashboard --port 8090",
     ),
     "doctor": (
@@ -111,8 +111,15 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "dead list": ("Print a line per dead letter, newest first.", "tokenbus dead list --limit 10"),
     "dead show": ("Print dead letters with their requests and reasons.", "tokenbus dead show ID"),
-    "dead retry": ("Send dead letters again, as new jobs.", "tokenbus dead retry --all"),
-    "dead purge": ("Delete dead letters.", "tokenbus dead purge --all --tenant acme"),
+    "dead retry": (
+        "Send dead letters again. Each becomes a job with an id of its own, and is no dead letter"
+        " any more.",
+        "tokenbus dead retry --all",
+    ),
+    "dead purge": (
+        "Delete dead letters. Nothing brings them back.",
+        "tokenbus dead purge --all --tenant acme",
+    ),
     "control": (
         "Run what a pool needs beside its workers: crons, webhooks, batches and its figures. Any"
         f" number may run at once; each piece of work is done by one of them. {_SETTINGS}",

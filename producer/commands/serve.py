@@ -58,7 +58,8 @@ def run_serve(
     settings = _gateway_settings(args)
     names = model_names(args.model, args.served_model_name or ())
     endpoint = _endpoint(args, settings)
-    door = ("gateway", *gateway, f"--port={endpoint.port}", "--served-model-name", *names)
+    named = [f"--served-model-name={name}" for name in names]
+    door = ("gateway", *gateway, f"--port={endpoint.port}", *named)
     commands = _control() | dict(workers) | {"gateway": ChildCommand(door, "gateway")}
     with _server(args.redis, folder / str(endpoint.port)) as url:
         files = {"TOKENBUS_FILES_URL": str(folder / f"{endpoint.port}-files")}
