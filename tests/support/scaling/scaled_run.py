@@ -76,9 +76,12 @@ class ScaledRun:
         counts = [0, *(number for _, number in self.replicas)]
         return sum(not before and after > 0 for before, after in pairwise(counts))
 
-    def has_changed(self, sample: GaugeSample, waited_s: float) -> bool:
-        """Tell whether workers were added or removed while what waited then was started."""
-        return any(sample.at_s <= at <= sample.at_s + waited_s for at, _ in self.replicas)
+    def has_grown(self, sample: GaugeSample, waited_s: float) -> bool:
+        """Tell whether workers were added, not removed, while what waited then was started."""
+        return any(
+            sample.at_s <= at <= sample.at_s + waited_s and after > before
+            for (_, before), (at, after) in pairwise([(0.0, 0), *self.replicas])
+        )
 
     def waited_s(self, at_ms: int) -> float:
         """Return after how long the last job was started that waited at a moment, 0 if none did."""
