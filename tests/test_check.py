@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from house.modules import parsed
 from matrix import mix_files
 from patience import PATIENCE_S
 
@@ -82,7 +83,7 @@ def test_files_that_wait_come_between_those_that_compute() -> None:
 
 def test_check_names_what_exists() -> None:
     """What is moved is not silently left out."""
-    tree = ast.parse((ROOT / "tests" / "check.py").read_text())
+    tree = parsed((ROOT / "tests" / "check.py").read_text())
     lists = {
         ast.unparse(node.targets[0]): ast.literal_eval(node.value)
         for node in tree.body

@@ -7,6 +7,7 @@ import inspect
 
 from house import incidents_page
 from house.drills import drills, sections
+from house.modules import parsed
 
 from tokenbus.producer.client.watching import conditions
 
@@ -15,7 +16,7 @@ def test_every_condition_has_its_section() -> None:
     """Each word of a condition is a heading, and no heading is left without one."""
     calls = [
         node
-        for node in ast.walk(ast.parse(inspect.getsource(conditions)))
+        for node in ast.walk(parsed(inspect.getsource(conditions)))
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Condition"
     ]
     codes = {ast.literal_eval(call.args[1]) for call in calls}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import re
 from typing import Any
@@ -47,9 +48,24 @@ def python_as_json(text: str) -> str | None:
     if not _RAW_STRING.search(text):
         text = _ESCAPE.sub(_without_warning, text)
     try:
-        return as_json(_value(ast.parse(text.strip(), mode="eval").body))
+        return as_json(_value(_parsed(text.strip())))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
+
+
+def _parsed(text: str) -> ast.expr:
+    """Return the expression that a text is; its parser raises four kinds of errors if it is none.
+
+    Nothing is collected meanwhile: what dies of it may log a traceback, which CPython 3.11 draws by
+    parsing, and a parse amid a parse fails with a SystemError.
+    """
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(text, mode="eval").body
+    finally:
+        if was_collecting:
+            gc.enable()
 
 
 def _without_warning(escape: re.Match[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import json
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ import pytest
 
 from tokenbus.engine.chat.chat_format import FORMATS
 from tokenbus.engine.chat.message_reader import MessageReader
+from tokenbus.engine.chat.reading.python_literal import python_as_json
 
 if TYPE_CHECKING:
     from tokenbus.engine.chat.written_message import WrittenMessage
@@ -103,3 +106,36 @@ def test_type_of_a_value_between_tags_is_its_schemas(schema: Any, expected: Any)
     found = _argument("glm-4", text, {"properties": {"x": schema}, "$defs": definitions})
     assert found == expected
     assert type(found) is type(expected)
+
+
+class _Dying:
+    """Garbage that parses when it dies, as a lost task does whose traceback is logged."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.parse(30)
+
+    def parse(self, depth: int) -> None:
+        """Parse from deep inside."""
+        if depth:
+            self.parse(depth - 1)
+        else:
+            ast.parse("f(x)[1] + (2, [3])")
+
+
+def test_literal_is_read_while_garbage_is_collected() -> None:
+    """A parse amid a parse breaks CPython 3.11's: a value is not read otherwise because of it."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(50):
+            lost = [_Dying() for _ in range(3)]
+            del lost
+            assert (
+                python_as_json("{'a': [1, 2, {'b': (3, True)}]}")
+                == '{"a": [1, 2, {"b": [3, true]}]}'
+            )
+    finally:
+        gc.set_threshold(*thresholds)

@@ -7,7 +7,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
-from house.modules import ROOT
+from house.modules import ROOT, parsed
 
 from tokenbus.engine.types import FaultCode
 
@@ -56,7 +56,7 @@ def _made(folder: str, calls: dict[str, int]) -> Iterator[tuple[object, object]]
     everywhere = _names(_sources("worker", "producer/gateway/wire"))
     for path in _sources(folder):
         known = everywhere | _names([path])
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path.read_text())):
             if isinstance(node, ast.Call) and (name := getattr(node.func, "id", "")) in calls:
                 place = calls[name]
                 keywords = {each.arg: each.value for each in node.keywords}
@@ -76,7 +76,7 @@ def _names(paths: Iterable[Path]) -> dict[str, object]:
     """Return the names that are given a constant in files, alone or with others."""
     found: dict[str, object] = {}
     for path in paths:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path.read_text())):
             if isinstance(node, ast.Assign):
                 for target in node.targets:
                     found |= _pairs(target, node.value)

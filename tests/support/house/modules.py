@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,7 +39,7 @@ class Module:
     @property
     def tree(self) -> ast.Module:
         """Return what it parses to, which is nobody's to change."""
-        return _parsed(self.source)
+        return parsed(self.source)
 
     @property
     def docstring(self) -> str:
@@ -54,8 +55,19 @@ class Module:
 
 
 @cache
-def _parsed(source: str) -> ast.Module:
-    return ast.parse(source)
+def parsed(source: str) -> ast.Module:
+    """Return the tree of a source, which is nobody's to change.
+
+    Nothing is collected meanwhile: a task that dies of it may log a traceback, which CPython 3.11
+    draws by parsing, and a parse amid a parse fails with a SystemError.
+    """
+    was_collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(source)
+    finally:
+        if was_collecting:
+            gc.enable()
 
 
 @cache

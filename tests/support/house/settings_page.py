@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
+from house.modules import parsed
 from house.pages import with_table
 from pydantic_core import PydanticUndefined
 
@@ -48,7 +49,7 @@ def meanings(settings: type[BusSettings]) -> dict[str, str]:
 def _below_fields(base: type) -> dict[str, str]:
     source = Path(inspect.getsourcefile(base) or "").read_text(encoding="utf-8")
     found = {}
-    for node in ast.parse(source).body:
+    for node in parsed(source).body:
         if not isinstance(node, ast.ClassDef) or node.name != base.__name__:
             continue
         for field, below in zip(node.body, node.body[1:], strict=False):
