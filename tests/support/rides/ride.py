@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from patience import PATIENCE_S
-from rides.scale import IS_SHORT, LEASE
+from rides.scale import IS_SHORT, LEASE, PATIENT
 from workers.null_workers import Story, command, expected_ids, expected_text, leaked_keys
 
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobResult
+from tokenbus.producer.server.connection import retrying
+from tokenbus.producer.server.url import ServerUrl
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from models.tiny_model import TinyModel
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.contract.events import Finish
+
+T = TypeVar("T")
 
 TENANTS = ("ada", "bob", "cyd")
 # Tokens of an answer that lasts, and how many of them say that it has begun.
@@ -210,16 +215,20 @@ class Ride:
         """The result says what the reader saw, and a log that is kept has one terminal entry."""
         scripts = self.client.scripts
         for story in stories:
-            events = await scripts.log.events(story.address)
+            events = await self._ask(partial(scripts.log.events, story.address))
             if events is not None:
                 assert [e.finish is not None for e in events].count(True) == 1, story.job_id
-            value = await scripts.log.result(story.address)
+            value = await self._ask(partial(scripts.log.result, story.address))
             assert value is not None, story.job_id
             result = JobResult.parse(value)
             assert story.finish is not None
             assert self._comparable(result.finish) == self._comparable(story.finish)
             assert {c.index: list(c.ids) for c in result.choices if c.ids} == story.ids
             assert {c.index: c.text for c in result.choices if c.ids} == story.texts
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Read what a check needs, again where a busy machine was too slow for one call's time."""
+        return await retrying(call, ServerUrl.parse(self.redis_url), PATIENT.retry_for_s)
 
     def _comparable(self, finish: Finish) -> Finish:
         """Leave out what an end that is written again may say otherwise.
