@@ -292,20 +292,32 @@ def test_random_load_loses_no_page_and_no_token() -> None:
     Sequences with drafts get up to seven tokens a step, and nothing past an end is delivered.
     Groups of rows that share pages come and go meanwhile.
     """
-    EngineModel.num_steps = EngineModel.num_preemptions = EngineModel.num_regroupings = 0
-    EngineModel.num_long_steps = EngineModel.num_cut_steps = EngineModel.num_held = 0
-    run_state_machine_as_test(
-        EngineModel,
-        settings=settings(
-            max_examples=80,
-            stateful_step_count=50,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-    assert EngineModel.num_steps >= 1000
-    assert EngineModel.num_preemptions >= 10
-    assert EngineModel.num_regroupings >= 100
-    assert EngineModel.num_long_steps >= 250
-    assert EngineModel.num_cut_steps >= 5
-    assert EngineModel.num_held >= 150
+    enough = {
+        "num_steps": 1000,
+        "num_preemptions": 10,
+        "num_regroupings": 100,
+        "num_long_steps": 250,
+        "num_cut_steps": 5,
+        "num_held": 150,
+    }
+    for name in enough:
+        setattr(EngineModel, name, 0)
+
+    def missing() -> dict[str, int]:
+        counts = {name: getattr(EngineModel, name) for name in enough}
+        return {name: count for name, count in counts.items() if count < enough[name]}
+
+    # What is drawn is drawn anew each time: one round in some falls short of a count.
+    for _ in range(4):
+        run_state_machine_as_test(
+            EngineModel,
+            settings=settings(
+                max_examples=80,
+                stateful_step_count=50,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+        if not missing():
+            break
+    assert missing() == {}

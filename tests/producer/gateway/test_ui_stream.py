@@ -108,15 +108,16 @@ async def test_answer_that_ended_unread_is_told_once(slow_door: Door) -> None:
 
 async def test_stop_ends_the_answer_for_all_readers(slow_door: Door) -> None:
     """Readers are told of the abort; a stop of another answer, or a second one, does nothing."""
-    path = "/api/chat/stop/stop"
-    async with slow_door.open("POST", "/api/chat", {**ASKED, "id": "stop"}) as response:
+    path, length = "/api/chat/stop/stop", 3000
+    body = {**ASKED, "id": "stop", "max_tokens": length}
+    async with slow_door.open("POST", "/api/chat", body) as response:
         stale = await slow_door.post(path, {"activeStreamId": "another"})
         assert stale.json == {"success": True, "stopped": False}
         named = {"activeStreamId": response.headers["X-Tokenbus-Job-Id"]}
         assert (await slow_door.post(path, named)).json == {"success": True, "stopped": True}
         parts = _parts([frame async for frame in frames_of(response)])
     assert parts[-2:] == [{"type": "finish-step"}, {"type": "abort"}]
-    assert len(_text(parts)) < len(expected_text(5, LENGTH))
+    assert len(_text(parts)) < len(expected_text(5, length))
     assert (await _resumed(slow_door, "stop")).status == 204
     assert (await slow_door.ask("POST", path)).json == {"success": True, "stopped": False}
 
