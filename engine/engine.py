@@ -427,7 +427,7 @@ class Engine:
         return kept, None, forced
 
     def _end_failed(self) -> None:
-        """End the sequences whose own work failed; a token of theirs in flight is dropped."""
+        """End the sequences whose own work failed; their tokens in flight are dropped."""
         for seq, fault in self._containment.take().items():
             self._end(seq, FinishReason.FAILED, fault)
 

@@ -51,7 +51,7 @@ def open_store() -> tuple[int, str]:
     """Return the descriptor of what ranks meet in, and its path for those who inherit that.
 
     It stays open: torch may write to the path until the process is gone. Nothing of it is left
-    behind, whoever is killed, where there is memory without a name.
+    behind by a kill of any rank, where there is memory without a name.
     """
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("tokenbus-store")

@@ -174,7 +174,7 @@ class NcclGroup(ProcessGroup):
     def close(self) -> None:
         """Let go of the group: its threads would wait for the other ranks at the process's end.
 
-        Where the device waits for a rank that is lost, so would NCCL and whoever ends a graph:
+        Where the device waits for a rank that is lost, NCCL and the end of a graph would wait too:
         they are left as they are, past the end of the interpreter.
         """
         self._is_over.set()

@@ -1,4 +1,4 @@
-"""Where readers of calls put what they read: the tools that may be called, and the open call."""
+"""The recorder of calls: readers put them in, held against the tools that may be called."""
 
 from __future__ import annotations
 

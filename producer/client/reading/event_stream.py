@@ -2,7 +2,7 @@
 
 A token costs one turn of the event loop and one frame of Python here, because a web backend pays
 that for every token of every user: no generator inside a generator, no task in between.
-Who needs no task for a token at all takes events where they are heard (`hand_to`).
+A consumer without a task takes events where they are heard (`hand_to`).
 
 It is one file because each event is judged by all of its state, whichever way it goes.
 """

@@ -50,7 +50,7 @@ class Subscription:
         address: JobAddress,
         let_go: Callable[[Subscription], None],
     ) -> None:
-        """Belong to the running event loop; `let_go` is for whoever ends it."""
+        """Belong to the running event loop; `let_go` is called at its end."""
         self._loop = asyncio.get_running_loop()
         self._wakeup = Wakeup(self._loop)
         self.channel = channel

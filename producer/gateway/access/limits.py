@@ -1,7 +1,7 @@
 """Limits of a key: requests and tokens in a minute and in a month, counted for all doors at once.
 
 A request is counted when it comes, with the tokens that it may come to. Its job is noted beside the
-counters, and whoever sees the job's end first, at whatever door, gives back what it did not use.
+counters, and the door that sees the job's end first gives back what the job did not use.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class KeyUse:
         await self._redis.zadd(deployment_keys.open_use(), {reservation.dump(): due_ms})
 
     async def settle(self, reservation: Reservation, num_used: int) -> None:
-        """Give back what a job has not used, once, whoever else saw its end."""
+        """Give back what a job has not used: once, however many doors saw its end."""
         await self._redis.eval(
             _SETTLE,
             1 + len(reservation.counters),

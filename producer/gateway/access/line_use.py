@@ -1,7 +1,7 @@
-"""What the lines of a batch use of their key's limits, each counted once however often it is asked.
+"""Use of a key's limits by lines of a batch: each counted once, however often it is asked.
 
-A line that is counted is noted beside the counters in one call with them, so that whoever runs the
-batch after another was killed counts none twice and gives nothing back twice.
+A line that is counted is noted beside the counters in one call with them, so that a service that
+goes on with the batch of a killed one counts none twice and gives nothing back twice.
 """
 
 from __future__ import annotations

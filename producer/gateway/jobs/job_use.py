@@ -1,4 +1,4 @@
-"""What jobs use of their keys' limits, known by their ends, which no reader has to have seen."""
+"""Use of keys' limits by jobs: settled by their ends, whether a reader saw them or not."""
 
 from __future__ import annotations
 
