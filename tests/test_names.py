@@ -17,12 +17,17 @@ GIVEN_UP = set(
     """
     custody ledger intake keeper clearance notices beacon roster desk press pump manuscript composer
     account ear handoff handoffs chains bell bells lift undo forget rider riders journey journeys
-    hooks nobody
+    hooks nobody settle settled
     """.split()  # noqa: SIM905 - one word after the other is easier to look through
 )
 GIVEN_UP_PAIRS = {("home", "process"), ("raw", "wire")}
 # Words that mean something else in other rooms.
-GIVEN_UP_IN = {"pace": ("worker/publishing",), "stage": ("worker/bench", "engine/bench")}
+GIVEN_UP_IN = {
+    "board": ("engine/", "kernels/"),
+    "draft": ("engine/chat", "worker/jobs"),
+    "pace": ("worker/publishing",),
+    "stage": ("worker/bench", "engine/bench"),
+}
 # A part of the worker; with a word before it, it is plain English.
 GIVEN_UP_ALONE = {"outputs": ("worker",)}
 
