@@ -135,7 +135,7 @@ class EventStream(AsyncIterator[Event]):
         """
         self._take = take
         if self._live is not None:
-            self._live.hand_to = self._offer
+            self._live.hand_to(self._offer)
 
     def _offer(self, event: Event) -> bool:
         """Hand over a live event that follows the cursor and needs nothing of the log."""
@@ -252,7 +252,7 @@ class EventStream(AsyncIterator[Event]):
         self._live = subscription
         subscription.last = self._cursor
         if self._take is not None:
-            subscription.hand_to = self._offer
+            subscription.hand_to(self._offer)
         return None
 
     def _shared(self) -> Subscription | None:
@@ -294,7 +294,7 @@ class EventStream(AsyncIterator[Event]):
         self._logged.clear()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            subscription.hand_to = None
+            subscription.hand_to(None)
             self._hub.release(subscription)
 
     def _end_live(self, live: Subscription) -> None:
@@ -315,5 +315,5 @@ class EventStream(AsyncIterator[Event]):
         self._live = self._take = None
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            subscription.hand_to = None
+            subscription.hand_to(None)
             self._hub.release(subscription)
