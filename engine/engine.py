@@ -151,12 +151,12 @@ class Engine:
         if self._inflight is not None and self._inflight.drafted:
             # How many tokens a draft has brought decides on everything behind it.
             self._land()
-        self._settle_grammars()
+        self._take_grammars()
         drafts = self._drafts()
         if drafts and self._inflight is not None:
             # Behind a token that is still on the device nobody can tell what of a draft is right.
             self._land()
-            self._settle_grammars()
+            self._take_grammars()
             drafts = self._drafts()
         plan = self._scheduler.schedule(drafts)
         launched = None
@@ -427,7 +427,7 @@ class Engine:
         return kept, None, forced
 
     def _end_failed(self) -> None:
-        """End the sequences whose own work failed; a token of theirs in flight is dropped."""
+        """End the sequences whose own work failed; their tokens in flight are dropped."""
         for seq, fault in self._containment.take().items():
             self._end(seq, FinishReason.FAILED, fault)
 
@@ -481,11 +481,11 @@ class Engine:
             if seq.grammar is not None:
                 self._constrained.drop(seq)
 
-    def _settle_grammars(self) -> None:
+    def _take_grammars(self) -> None:
         """End what need not run on: its grammar failed, or the tokens it has complete it."""
         if self.is_stalled:
             self._constrained.wait()
-        for seq in self._constrained.settle():
+        for seq in self._constrained.take_prepared():
             self._end(seq, FinishReason.STOP)
         self._end_failed()
 

@@ -1,6 +1,6 @@
-"""What a configuration is refused for before torch is imported: model, device, sizes.
+"""The start check of a configuration, before torch is imported: model, device, sizes.
 
-Only what is certain is refused here; the rest is found out by whoever builds the engine.
+Only what is certain is refused here; the rest shows when the engine is built.
 """
 
 from __future__ import annotations

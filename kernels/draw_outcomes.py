@@ -1,4 +1,4 @@
-"""What stands in place of a token where a row of logits has none to draw."""
+"""Outcomes of a draw in place of a token, where a row of logits has none to draw."""
 
 # A logit is NaN or +inf: the numbers are broken.
 BROKEN_ROW = -1

@@ -1,4 +1,4 @@
-"""What kernels written in Gluon for Hopper share: tiles, and sums of programs that share one."""
+"""Shared parts of Gluon kernels for Hopper: tiles, and sums of programs that share one."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
@@ -71,7 +71,7 @@ def barriers(STAGES: gl.constexpr, WRITERS: gl.constexpr, READERS: gl.constexpr)
 def sum_parts(acc, parts, arrivals, tile, part, SPLITS: gl.constexpr):
     """Leave the sums of a part, and return those of all and whether this was the last to end.
 
-    In the order of the columns, whoever comes last, so that the result does not depend on timing.
+    In the order of the columns, whichever program comes last, so that timing does not matter.
     """
     WIDTH: gl.constexpr = acc.shape[1]
     SIZE: gl.constexpr = acc.shape[0] * WIDTH

@@ -1,7 +1,7 @@
 """Answers of a server that are errors: one table of what each means and what to do about it.
 
 Every answer of Redis and Valkey, and every way of getting none, has a code here: the server's own
-word, or one of ours where the server has none. Workers, clients, readers and the control service
+word, or our own where the server has none. Workers, clients, readers and the control service
 ask this table and nothing else:
 
     wait      the server will take the call later: ask again, as long as the caller has patience
@@ -265,7 +265,7 @@ def plain_text(error: BaseException) -> str:
 
 
 def without_arguments(error: BaseException) -> BaseException:
-    """Return an error of the same kind that quotes no command, for the cause of one of ours."""
+    """Return an error of the same kind that quotes no command, for the cause of a typed one."""
     inner = _innermost(error)
     if not isinstance(inner, SERVER_ERRORS):
         return inner

@@ -1,6 +1,6 @@
 """Settings of a client, read once from arguments, `TOKENBUS_*` variables and the file.
 
-What stands below a setting says what it is, and `docs/settings.md` is made of it.
+The text below a setting says what it is, and `docs/settings.md` is made of it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _FileSource(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Return the settings. Raises: ConfigFileInvalid."""
         found = ConfigFile.find()
-        section: str = self.settings_cls.section  # type: ignore[attr-defined] # it is one of ours
+        section: str = self.settings_cls.section  # type: ignore[attr-defined] # a subclass here
         return {} if found is None else found.given(section, self.settings_cls.model_fields)
 
 

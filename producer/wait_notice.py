@@ -1,4 +1,4 @@
-"""The notice that a server is waited for: who connects may try for long and should say so."""
+"""The notice that a server is waited for: a connection may be tried for long, and says so."""
 
 from __future__ import annotations
 

@@ -14,7 +14,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("engine/scheduling", "engine/text", "producer", "worker")
-PAGES = ("test_docs.py", "test_errors_page.py", "test_import_directions.py", "test_sizes.py")
+PAGES = (
+    "test_docs.py",
+    "test_english.py",
+    "test_errors_page.py",
+    "test_import_directions.py",
+    "test_names.py",
+    "test_sizes.py",
+)
 # One process per core and one thread each; files stay together, because they share models.
 PYTEST = ("-q", "-n", "auto", "--maxprocesses=4", "--dist=loadfile", "--tb=native")
 

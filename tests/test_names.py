@@ -22,7 +22,14 @@ GIVEN_UP = set(
 )
 GIVEN_UP_PAIRS = {("home", "process"), ("raw", "wire")}
 # Words that mean something else in other rooms.
-GIVEN_UP_IN = {"pace": ("worker/publishing",), "stage": ("worker/bench", "engine/bench")}
+GIVEN_UP_IN = {
+    "board": ("engine/", "kernels/"),
+    "draft": ("engine/chat", "worker/jobs"),
+    "pace": ("worker/publishing",),
+    "settle": ("engine/", "producer/", "worker/"),
+    "settled": ("engine/", "producer/", "worker/"),
+    "stage": ("worker/bench", "engine/bench"),
+}
 # A part of the worker; with a word before it, it is plain English.
 GIVEN_UP_ALONE = {"outputs": ("worker",)}
 
@@ -95,5 +102,7 @@ def test_words_are_found_in_names_of_either_case() -> None:
         assert not _is_given_up("worker/a.py", name), name
     assert _is_given_up("worker/publishing/a.py", "pace_s")
     assert not _is_given_up("engine/null/null_engine.py", "_pace")
+    assert _is_given_up("engine/parallel/a.py", "RankBoard")
+    assert not _is_given_up("producer/gateway/board/a.py", "BoardRole")
     assert _is_given_up("worker/jobs/outputs.py", "outputs")
     assert not _is_given_up("worker/jobs/page_budget.py", "expected_outputs")

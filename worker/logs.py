@@ -53,7 +53,7 @@ def configure_once(level: str, log_format: str) -> None:
 
 
 def relay(line: str, otherwise: str) -> None:
-    """Log a line that a child process printed: one of its own log as it is, in the form of ours.
+    """Log a line that a child process printed: one of its own log as it is, in our log's form.
 
     Any other is a warning of the event `otherwise`.
     """
@@ -71,7 +71,7 @@ def relay(line: str, otherwise: str) -> None:
 
 
 class _LibraryLogs(logging.Handler):
-    """Turns records of the standard library's logging into events of ours."""
+    """Turns records of the standard library's logging into events of our log."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log a record at its own level."""

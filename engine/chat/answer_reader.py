@@ -18,7 +18,7 @@ _NOTHING = MessageDelta()
 
 
 class AnswerReader:
-    """One answer on its way; whoever reads the same tokens finds the same message.
+    """One answer on its way; every reader of the same tokens finds the same message.
 
     num_tokens: tokens that were read.
     num_reasoning: those that were reasoning. A token is if the text that it brings is, or, where

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.reading.call_recorder import CallRecorder
 from tokenbus.engine.chat.reading.channel_answer import ChannelAnswer
+from tokenbus.engine.chat.reading.growing_message import GrowingMessage
 from tokenbus.engine.chat.reading.incremental_text import IncrementalText
-from tokenbus.engine.chat.reading.message_draft import MessageDraft
 from tokenbus.engine.chat.reading.tagged_answer import TaggedAnswer
 
 if TYPE_CHECKING:
@@ -51,15 +51,15 @@ class MessageReader:
             starts_in_reasoning: the prompt ends inside a reasoning block.
             call_id: makes the id of a call from its index, for formats that keep none of their own.
         """
-        self._draft = MessageDraft()
+        self._growing = GrowingMessage()
         self._source = IncrementalText()
-        calls = CallRecorder(self._draft, tools, call_id)
+        calls = CallRecorder(self._growing, tools, call_id)
         answer: TaggedAnswer | ChannelAnswer
         if chat_format.has_channels:
-            answer = ChannelAnswer(self._source, self._draft, calls)
+            answer = ChannelAnswer(self._source, self._growing, calls)
         else:
             answer = TaggedAnswer(
-                self._source, self._draft, calls, chat_format, reads_calls=bool(tools)
+                self._source, self._growing, calls, chat_format, reads_calls=bool(tools)
             )
         self._steps = answer.read(starts_in_reasoning=starts_in_reasoning)
         self._advance()
@@ -68,18 +68,18 @@ class MessageReader:
         """Read what has come; what may be the beginning of a mark waits for the next piece."""
         self._source.add(text)
         self._advance()
-        return self._draft.take_delta()
+        return self._growing.take_delta()
 
     def finish(self) -> MessageDelta:
         """Read what waited: the answer has ended, or was cut."""
         self._source.has_ended = True
         self._advance()
-        return self._draft.take_delta()
+        return self._growing.take_delta()
 
     @property
     def message(self) -> WrittenMessage:
         """Return what has been read so far; it equals the deltas joined."""
-        return self._draft.message()
+        return self._growing.message()
 
     def _advance(self) -> None:
         with suppress(StopIteration):

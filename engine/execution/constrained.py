@@ -68,7 +68,7 @@ class ConstrainedRows:
             return
         self._begin(seq, preparer.prepare(spec, request.tenant, request.priority, _output_ids(seq)))
 
-    def settle(self) -> Iterator[Sequence]:
+    def take_prepared(self) -> Iterator[Sequence]:
         """Take what has come of the work under way.
 
         A failure becomes the fault of its sequence. Yields: the sequences that are complete with

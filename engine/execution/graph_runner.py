@@ -148,7 +148,7 @@ class GraphRunner(Runner):
         self._staged = torch.zeros(3 * self._buckets[-1], dtype=torch.int64, device=rows.device)
         self._masks = StepMasks(rows, model.vocab_size)
         # Block tables of the rows of a batch. What lies past their last pages is of earlier
-        # batches, so that a kernel that looks ahead finds pages there, whoever has them now.
+        # batches, so that a kernel that looks ahead finds pages there, now held by any row.
         self._tables = torch.zeros_like(rows.block_table[: self._buckets[-1]])
         self._borders = torch.arange(self._buckets[-1] + 1, dtype=torch.int32, device=rows.device)
 

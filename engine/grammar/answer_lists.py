@@ -1,4 +1,4 @@
-"""What follows the JSON of an answer: its keys, and the lists in which no item may come twice."""
+"""Watches over the JSON of an answer: its keys, and the lists without equal items."""
 
 from __future__ import annotations
 

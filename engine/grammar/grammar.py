@@ -94,7 +94,7 @@ class GrammarMatcher:
         return self._copy is not None and self._copy.is_error()
 
     def known_mask(self) -> Tensor | None:
-        """Return the mask of the next token if it was computed before, for whomever."""
+        """Return the mask of the next token if it was computed before, for any sequence."""
         if self._path is None or self.is_broken:
             return None
         return self.source.masks.get(self._path)
@@ -171,7 +171,7 @@ class GrammarMatcher:
         spent_s = time.thread_time() - began_s
         self.source.spent_s += spent_s
         if self._matcher.is_error():
-            # Whoever comes next finds out whether others are stuck as well.
+            # The next sequence finds out whether others are stuck as well.
             self.source.masks.clear()
             raise GrammarRejected("grammar", reason_of(self._matcher.get_error()))
         if spent_s * 1000 > self.source.limits.token_ms:

@@ -1,4 +1,4 @@
-"""What the work for one grammar may cost."""
+"""Limits of one grammar: bytes, parser states, and processor time."""
 
 from __future__ import annotations
 

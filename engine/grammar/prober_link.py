@@ -52,7 +52,7 @@ class _TrialLane:
             return receive_message(self._sock)
 
     def close(self) -> None:
-        """Close the socket; whoever waits for its other end has heard that this is gone."""
+        """Close the socket; a waiter at its other end hears that this one is gone."""
         with self._turn:
             self._sock.close()
 

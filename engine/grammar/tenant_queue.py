@@ -51,7 +51,7 @@ class TenantQueue(Generic[T]):
     def take(self) -> tuple[str, T] | None:
         """Wait for work and return it with its tenant; None when the queue is closed.
 
-        Whoever takes it calls `finish`.
+        Its taker calls `finish`.
         """
         with self._changed:
             while True:

@@ -2,9 +2,9 @@
 
 The way a model writes a call is its chat format. The grammar spells the marks of that format, its
 added tokens by their ids, and takes the arguments from the tool's schema, so every call that is
-read back names a given tool and has arguments that satisfy its schema. Where the model is free to
-call, what it may write besides stays possible: text before calls, tokens that open its reasoning,
-white space, other forms of its family. Where it has to, there is the one spelling of its format.
+read back names a given tool and has arguments that satisfy its schema. A model that is free to call
+may also write text before calls, tokens that open its reasoning, white space, and other forms of
+its family. One that has to call gets the one spelling of its format.
 """
 
 from __future__ import annotations

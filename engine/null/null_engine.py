@@ -277,7 +277,7 @@ class NullEngine:
         return True
 
     def _release(self, sequence: NullSequence) -> None:
-        self._pages.give_back(sequence.pages)
+        self._pages.release(sequence.pages)
         sequence.pages = []
         sequence.num_prefilled = 0
 

@@ -32,8 +32,8 @@ class NullPages:
         """Take pages; the caller has looked whether there are as many."""
         return [self._free.pop() for _ in range(count)]
 
-    def give_back(self, pages: list[int]) -> None:
-        """Take pages back."""
+    def release(self, pages: list[int]) -> None:
+        """Put pages back on the free list."""
         self._free.extend(pages)
 
     def check(self, held: Iterable[int]) -> None:

@@ -11,7 +11,7 @@ from tokenbus.engine.chat.answer_reader import AnswerReader
 from tokenbus.engine.chat.call_ids import call_id
 from tokenbus.engine.containment import Containment
 from tokenbus.engine.errors import GrammarFailed, RequestFailed, RequestRejected, SequenceTooLong
-from tokenbus.engine.offline.offline_request import settled
+from tokenbus.engine.offline.offline_request import resolved_params
 from tokenbus.engine.offline.output import Completion, Output
 from tokenbus.engine.text.choice_text import ChoiceText
 from tokenbus.engine.types import FaultCode, FinishReason, Request, SamplingParams
@@ -137,7 +137,7 @@ class OfflineBatch:
         params: SamplingParams,
     ) -> None:
         output = self.outputs[idx]
-        params = settled(params)
+        params = resolved_params(params)
         if self._tokenizer is None and params.stop:
             raise RequestRejected("stop", "the model has no tokenizer, so there is no text")
         prompt = prepare(params)

@@ -90,7 +90,7 @@ class OfflineRequest:
         )
 
 
-def settled(params: Any) -> SamplingParams:
+def resolved_params(params: Any) -> SamplingParams:
     """Bring parameters that a caller made to the one spelling, and draw the seed where it is open.
 
     Raises: RequestRejected for what has no meaning.

@@ -66,7 +66,7 @@ class Output:
     `error` is what a call with this prompt alone would have raised: the refusal of the request, or
     why it failed on the way. Choices that had not ended by then have the finish reason `failed` and
     what they had. `sampling` has the numbers that the checkpoint's generation config put in place
-    of ours, where the request gave none.
+    of our defaults, where the request gave none.
     """
 
     prompt_ids: tuple[int, ...]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.parallel.board import RankBoard
+    from tokenbus.engine.parallel.group_memory import GroupMemory
     from tokenbus.kernels.exchange import Boxes
 
 # The watch of rank 0 tells a rank that hangs within seconds; this is for what it cannot see.
@@ -104,10 +104,10 @@ class ProcessGroup(Collective):
     """
 
     def __init__(
-        self, group: Any, board: RankBoard, cause: Callable[[Exception], Exception]
+        self, group: Any, shared: GroupMemory, cause: Callable[[Exception], Exception]
     ) -> None:
-        self.rank, self.size = board.rank, board.size
-        self._group, self._board, self._cause = group, board, cause
+        self.rank, self.size = shared.rank, shared.size
+        self._group, self._shared, self._cause = group, shared, cause
 
     def all_gather(self, part: Tensor) -> Tensor:
         """part: [M, n] of each rank -> [M, size * n], in the order of the ranks."""
@@ -129,13 +129,13 @@ class ProcessGroup(Collective):
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        self._board.enter()
+        self._shared.enter()
         try:
             yield
         except RuntimeError as error:
             raise self._cause(error) from error
         finally:
-            self._board.leave()
+            self._shared.leave()
 
 
 class GlooGroup(ProcessGroup):
@@ -159,11 +159,11 @@ class NcclGroup(ProcessGroup):
     def __init__(
         self,
         group: Any,
-        board: RankBoard,
+        shared: GroupMemory,
         cause: Callable[[Exception], Exception],
         device: torch.device,
     ) -> None:
-        super().__init__(group, board, cause)
+        super().__init__(group, shared, cause)
         self._device = device
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._is_over = Event()
@@ -174,7 +174,7 @@ class NcclGroup(ProcessGroup):
     def close(self) -> None:
         """Let go of the group: its threads would wait for the other ranks at the process's end.
 
-        Where the device waits for a rank that is lost, so would NCCL and whoever ends a graph:
+        Where the device waits for a rank that is lost, NCCL and the end of a graph would wait too:
         they are left as they are, past the end of the interpreter.
         """
         self._is_over.set()
@@ -221,7 +221,7 @@ def _keep_to_the_last(thing: object) -> None:
 
 
 def join(
-    device: torch.device, path: str, board: RankBoard, cause: Callable[[Exception], Exception]
+    device: torch.device, path: str, shared: GroupMemory, cause: Callable[[Exception], Exception]
 ) -> Collective:
     """Join the group that meets in the file `path`; returns once all ranks have.
 
@@ -231,18 +231,18 @@ def join(
         raise EngineError("this torch was built without torch.distributed, which ranks need")
     # torch types these in part, and not their options.
     torch_dist: Any = dist
-    store = torch_dist.FileStore(path, board.size)
+    store = torch_dist.FileStore(path, shared.size)
     if device.type == "cuda":
         if not dist.is_nccl_available():
             raise EngineError("this torch was built without NCCL, which ranks on GPUs need")
         options = torch_dist.ProcessGroupNCCL.Options()
         options._timeout = _TIMEOUT
-        nccl = torch_dist.ProcessGroupNCCL(store, board.rank, board.size, options)
-        group = NcclGroup(nccl, board, cause, device)
-        group.boxes = open_boxes(device, board, store)
+        nccl = torch_dist.ProcessGroupNCCL(store, shared.rank, shared.size, options)
+        group = NcclGroup(nccl, shared, cause, device)
+        group.boxes = open_boxes(device, shared, store)
         return group
     options = torch_dist.ProcessGroupGloo._Options()
     options._timeout = _TIMEOUT
     options._devices = [torch_dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
-    gloo = torch_dist.ProcessGroupGloo(store, board.rank, board.size, options)
-    return GlooGroup(gloo, board, cause)
+    gloo = torch_dist.ProcessGroupGloo(store, shared.rank, shared.size, options)
+    return GlooGroup(gloo, shared, cause)

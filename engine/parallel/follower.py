@@ -1,7 +1,7 @@
 """The process of a follower: a rank other than 0, with its slice of the model and of each page.
 
 It runs as `python -m tokenbus.engine.parallel.follower PARENT_PID MEMORY SOCKET`, the descriptors
-of the board and of the socket to rank 0, with which it ends. What it fails of it tells rank 0.
+of the group memory and of the socket to rank 0, with which it ends. It tells rank 0 why it fails.
 """
 
 from __future__ import annotations

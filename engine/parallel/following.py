@@ -10,12 +10,12 @@ import torch
 
 from tokenbus.engine.child_process import receive_message, send_message
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.parallel.board import RankBoard
 from tokenbus.engine.parallel.collective import join
 from tokenbus.engine.parallel.followed_sampling import FollowedSampling
 from tokenbus.engine.parallel.group import RankGroup
+from tokenbus.engine.parallel.group_memory import GroupMemory
 from tokenbus.engine.parallel.orders import PROBE, Followed
-from tokenbus.engine.parallel.topology import device_of_rank, settle
+from tokenbus.engine.parallel.topology import bind_to, device_of_rank
 from tokenbus.engine.parallel.watch import BEAT_S
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class FollowingGroup(RankGroup):
         rank, self._store, seed, told = receive_message(sock)
         self.config = EngineConfig(**told)
         self._sock = sock
-        self._board = RankBoard(memory, rank, self.config.tensor_parallel)
+        self._shared = GroupMemory(memory, rank, self.config.tensor_parallel)
         Thread(target=self._beat, name="beat", daemon=True).start()
         self.device = device_of_rank(self.config, rank)
         self.sampling = FollowedSampling()
@@ -57,9 +57,9 @@ class FollowingGroup(RankGroup):
 
     def meet(self) -> None:
         """Join the other ranks."""
-        settle(self.device)
+        bind_to(self.device)
         send_message(self._sock, ["here"])
-        self.collective = join(self.device, self._store, self._board, lambda error: error)
+        self.collective = join(self.device, self._store, self._shared, lambda error: error)
 
     def loaded(self) -> None:
         """Tell that this rank has its weights."""
@@ -70,7 +70,7 @@ class FollowingGroup(RankGroup):
         followed = Followed()
         spin_s = _SPIN_S[self.device.type]
         while True:
-            order = self._board.receive(self._sock, spin_s)
+            order = self._shared.receive(self._sock, spin_s)
             if order == PROBE:
                 runner.model_is_sound()
                 continue
@@ -80,5 +80,5 @@ class FollowingGroup(RankGroup):
 
     def _beat(self) -> None:
         while True:
-            self._board.beat()
+            self._shared.beat()
             time.sleep(BEAT_S)

@@ -20,11 +20,11 @@ import torch
 from tokenbus.engine import errors
 from tokenbus.engine.child_process import receive_message, send_message
 from tokenbus.engine.errors import EngineError, RequestRejected
-from tokenbus.engine.parallel.board import RankBoard, open_memory, open_store
 from tokenbus.engine.parallel.collective import join
 from tokenbus.engine.parallel.group import RankGroup
+from tokenbus.engine.parallel.group_memory import GroupMemory, open_memory, open_store
 from tokenbus.engine.parallel.orders import PROBE, OrderBook
-from tokenbus.engine.parallel.topology import device_of_rank, settle, told
+from tokenbus.engine.parallel.topology import bind_to, device_of_rank, told
 from tokenbus.engine.parallel.watch import LOOK_S, SILENT_S, Pulse, RankWatch
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ class LeadingGroup(RankGroup):
         self._end = weakref.finalize(self, self._begun.close)
         memory, (store, self._store) = open_memory(), open_store()
         try:
-            self._board = RankBoard(memory, 0, self._size)
+            self._shared = GroupMemory(memory, 0, self._size)
             for _ in range(1, self._size):
                 self._spawn(memory, store)
         finally:
             os.close(memory)
-        self._watch = RankWatch(self._board, self._processes, self._sockets)
+        self._watch = RankWatch(self._shared, self._processes, self._sockets)
         self._book = OrderBook()
         self._longest_s = SILENT_S
         for rank, sock in enumerate(self._sockets, 1):
@@ -84,7 +84,7 @@ class LeadingGroup(RankGroup):
     def meet(self, device: torch.device) -> None:
         """Wait until all followers are there, and join them. Raises: what one of them failed of."""
         self._hear("here")
-        self.collective = join(device, self._store, self._board, self._watch.cause)
+        self.collective = join(device, self._store, self._shared, self._watch.cause)
         self._begun.callback(self.collective.close)
         self._begun.callback(self._watch.stop)
         self.topology = told(self._size, device)
@@ -121,7 +121,7 @@ class LeadingGroup(RankGroup):
         began_at = time.monotonic()
         while not event.query():  # type: ignore[no-untyped-call] # torch has no type here
             self._watch.check()
-            if time.monotonic() - began_at > self._longest_s and self._board.all_asleep:
+            if time.monotonic() - began_at > self._longest_s and self._shared.all_asleep:
                 self._watch.lose(0, f"waits for its device, for {self._longest_s:g} s")
             time.sleep(0)  # Other threads have the interpreter meanwhile.
 
@@ -137,7 +137,7 @@ class LeadingGroup(RankGroup):
     def _telling(self, order: bytes) -> Iterator[None]:
         self._watch.check()
         try:
-            self._board.publish(order, self._sockets, self._watch.check)
+            self._shared.publish(order, self._sockets, self._watch.check)
             yield
         except BaseException:
             # The others are in the middle of what this rank has left.
@@ -172,7 +172,7 @@ class LeadingGroup(RankGroup):
 
     def _await_word(self, rank: int, sock: socket.socket) -> None:
         """Wait until a follower says something. Raises: EngineError if it has stopped to beat."""
-        pulse = Pulse(self._board, rank)
+        pulse = Pulse(self._shared, rank)
         while not select.select([sock], [], [], LOOK_S)[0]:
             if pulse.has_stopped():
                 raise EngineError(f"rank {rank} has not answered for {SILENT_S:g} s at its start")
@@ -192,7 +192,7 @@ def lead(config: EngineConfig, progress: Callable[[str, float], None] | None) ->
         progress("starting ranks", 0.0)
     if device.type == "cuda":
         os.environ.update(NCCL_SETTINGS)
-    settle(device)
+    bind_to(device)
     group = LeadingGroup(config)
     try:
         group.meet(device)

@@ -12,7 +12,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenbus.engine.parallel.board import RankBoard
+    from tokenbus.engine.parallel.group_memory import GroupMemory
     from tokenbus.kernels.exchange import Boxes
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class _Driver:
             raise OSError(f"{name} ended with status {status}")
 
 
-def open_boxes(device: torch.device, board: RankBoard, store: Any) -> Boxes | None:
+def open_boxes(device: torch.device, shared: GroupMemory, store: Any) -> Boxes | None:
     """Open the boxes of all ranks, which do so together. Returns: None unless all ranks can."""
     from tokenbus.kernels.exchange import EMPTY_BYTE, NUM_SIDES, Boxes
 
@@ -69,26 +69,26 @@ def open_boxes(device: torch.device, board: RankBoard, store: Any) -> Boxes | No
     addresses: list[int] = []
     try:
         driver = _Driver()
-        told = _told_by_all(store, board, "box", driver.export(box))
+        told = _told_by_all(store, shared, "box", driver.export(box))
         for rank, exported in enumerate(told):
-            own = rank == board.rank
+            own = rank == shared.rank
             addresses.append(box.data_ptr() if own else driver.open(exported, box))
     except (OSError, ValueError) as error:
         _log.warning("ranks.peers: no memory of peers, sums go through NCCL: %s", error)
         addresses.clear()
-        _tell(store, board, "box", b"")
-    if not all(_told_by_all(store, board, "opened", b"\1" * len(addresses))):
+        _tell(store, shared, "box", b"")
+    if not all(_told_by_all(store, shared, "opened", b"\1" * len(addresses))):
         return None
-    place_bytes = _BOX_BYTES // NUM_SIDES // (board.size - 1) // _ALIGNMENT * _ALIGNMENT
+    place_bytes = _BOX_BYTES // NUM_SIDES // (shared.size - 1) // _ALIGNMENT * _ALIGNMENT
     seen = torch.tensor(addresses, dtype=torch.int64, device=device)
-    return Boxes(seen, board.rank, board.size, place_bytes, owner=box)
+    return Boxes(seen, shared.rank, shared.size, place_bytes, owner=box)
 
 
-def _tell(store: Any, board: RankBoard, what: str, told: bytes) -> None:
-    store.set(f"{what}-{board.rank}", told.hex())
+def _tell(store: Any, shared: GroupMemory, what: str, told: bytes) -> None:
+    store.set(f"{what}-{shared.rank}", told.hex())
 
 
-def _told_by_all(store: Any, board: RankBoard, what: str, own: bytes) -> Sequence[bytes]:
+def _told_by_all(store: Any, shared: GroupMemory, what: str, own: bytes) -> Sequence[bytes]:
     """Tell the others something, and return what each rank tells."""
-    _tell(store, board, what, own)
-    return [bytes.fromhex(store.get(f"{what}-{rank}").decode()) for rank in range(board.size)]
+    _tell(store, shared, what, own)
+    return [bytes.fromhex(store.get(f"{what}-{rank}").decode()) for rank in range(shared.size)]

@@ -1,9 +1,9 @@
 """A rank's part of a checkpoint: which slice of each tensor it reads.
 
-Tensors come mapped from disk, so that a slice of one reads its own bytes alone. Which axis of a
-tensor is cut shows in its shape in the whole model and in the rank's part, whatever format it is
-of: where they differ. Where along it the slices lie, the linear's sections tell: a fused matrix of
-queries, keys and values is cut in each of the three.
+Tensors come mapped from disk, so that a slice of one reads its own bytes alone. A tensor of any
+format is cut along the axis in which its shape in the whole model differs from that of the rank's
+part. The linear's sections tell where along it the slices lie: a fused matrix of queries, keys and
+values is cut in each of the three.
 """
 
 from __future__ import annotations

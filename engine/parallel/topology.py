@@ -41,7 +41,7 @@ def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
     return torch.device("cuda", rank)
 
 
-def settle(device: torch.device) -> None:
+def bind_to(device: torch.device) -> None:
     """Make a rank's device the current one, and stay on the cores that are near to it."""
     if device.type != "cuda":
         return

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from tokenbus.engine.parallel.board import RankBoard
+    from tokenbus.engine.parallel.group_memory import GroupMemory
 
 # A follower beats twenty times in that, whatever its thread computes.
 SILENT_S = 4.0
@@ -37,13 +37,13 @@ _FIRST_SIGN_S = 2.0
 class Pulse:
     """When a rank beat last, by the clock of this process while that is not held up itself."""
 
-    def __init__(self, board: RankBoard, rank: int) -> None:
-        self._board, self._rank, self._seen = board, rank, 0
+    def __init__(self, shared: GroupMemory, rank: int) -> None:
+        self._shared, self._rank, self._seen = shared, rank, 0
         self._moved_at = self._looked_at = time.monotonic()
 
     def has_stopped(self) -> bool:
         """Look, at least every second; tell whether a rank that has begun to beat has stopped."""
-        now, beats = time.monotonic(), self._board.beats(self._rank)
+        now, beats = time.monotonic(), self._shared.beats(self._rank)
         if beats != self._seen or beats == 0 or now - self._looked_at > _HELD_UP_S:
             self._seen, self._moved_at = beats, now
         self._looked_at = now
@@ -55,12 +55,12 @@ class RankWatch:
 
     def __init__(
         self,
-        board: RankBoard,
+        shared: GroupMemory,
         processes: Sequence[subprocess.Popen[bytes]],
         sockets: Sequence[socket.socket],
     ) -> None:
         """Take followers, rank 1 first, with the sockets on which they tell why they end."""
-        self._board, self._processes, self._sockets = board, processes, sockets
+        self._shared, self._processes, self._sockets = shared, processes, sockets
         self._loss: RankLost | None = None
         self._lock, self._has_lost, self._is_over = Lock(), Event(), Event()
         self._thread = Thread(target=self._run, name="watch of ranks", daemon=True)
@@ -84,8 +84,8 @@ class RankWatch:
     def cause(self, error: Exception) -> RankLost:
         """Return the loss behind an error of a collective, or the error as one."""
         self._has_lost.wait(_FIRST_SIGN_S)
-        self.lose(self._board.rank, f"failed in a collective: {error}")
-        loss = self._loss or RankLost(self._board.rank, str(error))
+        self.lose(self._shared.rank, f"failed in a collective: {error}")
+        loss = self._loss or RankLost(self._shared.rank, str(error))
         return RankLost(loss.rank, loss.why)
 
     def lose(self, rank: int, why: str) -> None:
@@ -98,7 +98,7 @@ class RankWatch:
             process.kill()
 
     def _run(self) -> None:
-        pulses = {rank: Pulse(self._board, rank) for rank in range(1, self._board.size)}
+        pulses = {rank: Pulse(self._shared, rank) for rank in range(1, self._shared.size)}
         waits, looked_at, moved_at = [(0, 0)], time.monotonic(), time.monotonic()
         while not self._is_over.is_set() and self._loss is None:
             self._listen()
@@ -106,7 +106,7 @@ class RankWatch:
                 if pulse.has_stopped():
                     self.lose(rank, f"has not answered for {SILENT_S:g} s")
             now = time.monotonic()
-            counts = [self._board.collectives(rank) for rank in range(self._board.size)]
+            counts = [self._shared.collectives(rank) for rank in range(self._shared.size)]
             is_held_up = now - looked_at > _HELD_UP_S
             if counts != waits or is_held_up or not self._all_wait(counts):
                 waits, moved_at = counts, now
@@ -118,7 +118,7 @@ class RankWatch:
         """Tell whether rank 0 waits in a collective and no other rank is on its way there."""
         leading, *following = (entered > left for entered, left in counts)
         return leading and all(
-            waits or self._board.is_asleep(rank) for rank, waits in enumerate(following, 1)
+            waits or self._shared.is_asleep(rank) for rank, waits in enumerate(following, 1)
         )
 
     def _listen(self) -> None:

@@ -1,4 +1,4 @@
-"""How often drafted tokens were right: by drafter and by what spoke for them, lane by lane."""
+"""Acceptance of drafts: how often they were right, by drafter and evidence, lane by lane."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What drafts tokens, and what the engine asks of it.
+"""The interface of drafters: what the engine asks of them, and what they propose.
 
 A draft is right exactly if it equals what the engine draws, so nothing here can change a text: it
 only decides how many tokens a step brings. All of it is called from the engine's thread, between

@@ -1,4 +1,4 @@
-"""A text that is searched for what its newest tokens, or those of another text, have met before.
+"""The match finder: where a text has held its newest tokens, or another text's, before.
 
 The hash chains of a compressor: the last token of each run of `RUN` tokens is filed under a hash
 of the run, the latest first, and each place knows the one before it. Of pairs the latest place is

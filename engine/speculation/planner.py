@@ -212,7 +212,7 @@ class DraftPlanner:
             best, chances = _best(rivals, shares)
             pieces = [best]
         else:
-            # What the grammar forbids of the others is no fault of theirs.
+            # The other sources are not blamed for what the grammar forbids.
             pieces = self._fitting(seq, shares)
             for piece in pieces:
                 if len(chances) < piece.at:

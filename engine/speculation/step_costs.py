@@ -1,4 +1,4 @@
-"""What a step costs by its rows, measured while the engine runs, and how many drafts pay.
+"""Costs of steps by their rows, measured while the engine runs: how many drafts pay.
 
 A sequence has a row in a step for its next token and one for each drafted token. Times are medians
 of the last few steps, made monotone. Up to twice the largest size that was seen lately, steps count

@@ -1,4 +1,4 @@
-"""Where sequences repeat a text: found once by a search, and followed as long as they go along."""
+"""Trails: places where a sequence repeats a text, found once and followed while it goes along."""
 
 from __future__ import annotations
 

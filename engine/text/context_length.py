@@ -1,4 +1,4 @@
-"""How long a text of a model may be: by its positions, learned or rotary, and their scaling.
+"""The context length of a model: by its positions, learned or rotary, and their scaling.
 
 What a scaling does past the length that the model was made for decides whether a longer one may be
 asked for. Scalings that are the same for every length (linear, yarn) reach as far as their factor

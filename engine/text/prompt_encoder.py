@@ -1,7 +1,7 @@
 """The prompt encoder: texts to token ids, many with one call.
 
-The ids are those that `encode` of the tokenizer gives for each text alone, but that a text which
-begins with the first token of every text does not get it twice. Where the tokenizer is of
+The ids are those that `encode` of the tokenizer gives for each text alone, with one exception: a
+begin-of-text token that stands in the text already is not added again. Where the tokenizer is of
 transformers' own class, its Rust tokenizer is asked directly: it keeps no positions in the
 text, which nobody reads, and lets other threads run meanwhile.
 """

@@ -1,4 +1,4 @@
-"""Where a model lies: in a folder or a GGUF file here, in the model store, or on the hub.
+"""The place of a model: a folder or a GGUF file here, the model store, or the hub.
 
 Nothing here imports torch.
 """

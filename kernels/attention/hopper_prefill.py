@@ -1,8 +1,8 @@
 """Prefill attention for long prompts on Hopper: one warp fetches, two groups of four attend.
 
 While a group weighs its scores, the matrix units multiply for the other one, and its own weights of
-the tile before by their values. Written in Gluon, which has no interpreter: where that runs, on
-other GPUs and for other shapes, `paged_prefill` has a kernel for all of them.
+the tile before by their values. Gluon has no interpreter: under Triton's, on other GPUs and
+for other shapes, `paged_prefill` has a kernel for all of them.
 
 It is one file because the parts of a kernel share tiles and barriers.
 """

@@ -1,6 +1,6 @@
 """Products of many experts in FP8: rows of e4m3 times weights of e4m3, sorted by expert.
 
-As `grouped`, whose work it takes. What the gates let through is rounded by the kernel that makes
+Work lists are those of `grouped`. What the gates let through is rounded by the kernel that makes
 it, with a scale per 128 columns, so that nothing in between is launched.
 """
 

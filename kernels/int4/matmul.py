@@ -159,7 +159,7 @@ def _settled(acc, BY_ASM: tl.constexpr):
 def sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.constexpr, offs):
     """Leave the sums of this program, and return those of all and whether it was the last.
 
-    In the order of the inputs, whoever comes last, so that the result does not depend on timing.
+    In the order of the inputs, whichever program comes last, so that timing does not matter.
     """
     base = parts + tile.to(tl.int64) * (SPLITS * SIZE)
     tl.store(base + tl.program_id(1) * SIZE + offs, acc, cache_modifier=".cg")

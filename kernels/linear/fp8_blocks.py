@@ -5,8 +5,8 @@ found, the matrix units work for the other. Of tiles of 128 rows a group has two
 Tiles of 256 take less from the L2 cache: with thousands of rows the chip is short of power. A tile
 of gates has 128 rows and 128 outputs, each a gate times what it gates, which are one group of
 columns of the next product: a group of warps has all that the scale of a row needs, and what is
-rounded is never written before. Gluon has no interpreter: where that runs, and on other GPUs,
-`fp8_matmul_kernel` is what multiplies.
+rounded is never written before. Gluon has no interpreter: under Triton's, and on other GPUs,
+`fp8_matmul_kernel` multiplies.
 
 The file is one noun, past three hundred lines: three ways to sum steps in one kernel.
 """

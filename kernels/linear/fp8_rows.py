@@ -34,7 +34,7 @@ class RowsTuning:
 def _sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.constexpr, offs):
     """Leave the sums of this program, and return those of all and whether it was the last.
 
-    In the order of the columns, whoever comes last, so that the result does not depend on timing.
+    In the order of the columns, whichever program comes last, so that timing does not matter.
     """
     base = parts + tile.to(tl.int64) * (SPLITS * SIZE)
     tl.store(base + tl.program_id(1) * SIZE + offs, acc, cache_modifier=".cg")

@@ -1,8 +1,8 @@
 """Products of many rows for Hopper, with the gate behind in the same launch.
 
 One warp fetches, two groups of four multiply 64 rows of a tile each: while one group finishes its
-tile, the matrix units work for the other, and the next tile is on its way. It is written in Gluon,
-which has no interpreter: where that runs, and on other GPUs, cuBLAS multiplies.
+tile, the matrix units work for the other, and the next tile is on its way. Gluon has no
+interpreter: under Triton's, and on other GPUs, cuBLAS multiplies.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"

@@ -116,7 +116,7 @@ def _write_kernel(header, token_ids, marks, counts, vocab_size):
     for start in range(0, num_output, _IDS):
         token = tl.load(token_ids + first + start + ids, mask=start + ids < num_output, other=-1)
         known = (token >= 0) & (token < vocab_size)
-        # Whoever holds the same token writes the same mark.
+        # Others that hold the same token write the same mark.
         mark = tl.load(marks + token, mask=known, other=0)
         tl.store(marks + token, (mark | IN_OUTPUT).to(tl.uint8), mask=known)
         tl.atomic_add(counts + token, 1, mask=known, sem="relaxed", scope="cta")

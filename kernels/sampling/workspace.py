@@ -1,4 +1,4 @@
-"""What a draw works with: columns of the rows' table, and memory for the summaries of logits."""
+"""The workspace of a draw: columns of the rows' table, memory for summaries of logits."""
 
 # mypy: disable-error-code="no-untyped-call"
 from __future__ import annotations

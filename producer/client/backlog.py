@@ -3,7 +3,7 @@
 It is worked off as seats fall free, and a job keeps its seat for as long as it generates. So what
 waits is counted as work: the tokens that may be generated, and a part of those of the prompts. A
 worker that starts brings nothing until it is ready, then as many free seats as a full worker has,
-and then its rate. Who will be started later nobody knows.
+and then its rate. Workers that are not started yet are not counted.
 """
 
 from __future__ import annotations

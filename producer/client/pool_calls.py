@@ -1,4 +1,4 @@
-"""What a client asks of its pool as a whole: its jobs, its state, a pause."""
+"""Calls about a pool as a whole: its jobs, its state, a pause."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class PoolFigures:
 
     @property
     def worker_seconds_of_backlog(self) -> float:
-        """Return how long one ready worker alone is at what waits, whoever else there is."""
+        """Return how long one ready worker would be at what waits if it were alone."""
         if self.rate is None:
             return self.backlog.tokens / self.assumed.tokens_per_s
         return self.backlog.work / self.rate.work_per_s

@@ -1,4 +1,4 @@
-"""What every command is for, and an example of it, as its `--help` tells them.
+"""Help texts: the purpose of every command and an example, as `--help` tells them.
 
 It is one file because all of them are read side by side. `describe` puts them into the parsers;
 the benches, which have parsers of their own, say theirs themselves.

@@ -88,7 +88,7 @@ def _plain(host: str) -> str:
 
 
 def _digit(character: str) -> str:
-    """Return the digit of any script as one of ours, all else as it is."""
+    """Return a digit of any script as the ASCII digit, all else as it is."""
     value = None if character.isascii() else unicodedata.decimal(character, None)
     return character if value is None else str(value)
 

@@ -238,7 +238,7 @@ async def _streamed(
     async def end() -> None:
         for each in events:
             await each.aclose()
-        await gateway.door.settle(jobs)
+        await gateway.door.refund_unused(jobs)
 
     return FrameResponse(
         frames.frames(),
@@ -275,7 +275,7 @@ async def _refuse_failures(
     if refused:
         for each in events:
             await each.aclose()
-        await gateway.door.settle(jobs)
+        await gateway.door.refund_unused(jobs)
         raise refused[0]
 
 
@@ -307,7 +307,7 @@ async def _results(
             await gateway.streams.cancel(jobs)
         raise
     finally:
-        await gateway.door.settle(jobs)
+        await gateway.door.refund_unused(jobs)
 
 
 async def _texts(

@@ -1,4 +1,4 @@
-"""The edge of the door: what is done with every request before a route sees it."""
+"""The door guard: what is done with every request before a route sees it."""
 
 from __future__ import annotations
 

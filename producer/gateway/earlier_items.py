@@ -79,7 +79,7 @@ class EarlierItems:
         record, result = stored.record, stored.result
         if result is None:
             client = await self._models.client(record.pool)
-            result = await self._responses.settle(record, client.scripts)
+            result = await self._responses.store_result(record, client.scripts)
         if result is None:
             raise invalid(param, f"the response {record.id} has no answer yet")
         return [*stored.items, *response_body(record, result)["output"]]

@@ -93,7 +93,7 @@ class Responding:
 
             async def end() -> None:
                 await self._keep_result(record, job)
-                await self._gateway.door.settle([job])
+                await self._gateway.door.refund_unused([job])
 
             return FrameResponse(
                 frames.all(), stream, self._gateway.streams, headers=headers, last_frame=b"",
@@ -105,7 +105,7 @@ class Responding:
                 _answer(job), request, stream, self._gateway.streams, timeout_s=timeout_s
             )
         finally:
-            await self._gateway.door.settle([job])
+            await self._gateway.door.refund_unused([job])
         await self._keep_result(record, job)
         return JSONResponse(await self._told(record, result), headers=headers)
 
@@ -184,7 +184,7 @@ class Responding:
         if stored.result is not None:
             return stored
         client = await self._gateway.models.client(stored.record.pool)
-        result = await self._responses.settle(stored.record, client.scripts)
+        result = await self._responses.store_result(stored.record, client.scripts)
         return type(stored)(stored.record, stored.items, result)
 
     async def show(self, caller: Caller, response_id: str) -> Wire:
@@ -269,7 +269,7 @@ class Responding:
         """Keep the result of a response with it; the control service does it where this fails."""
         if record.store:
             try:
-                await self._responses.settle(record, job.client.scripts)
+                await self._responses.store_result(record, job.client.scripts)
             except (ProducerError, *SERVER_ERRORS):
                 return
 

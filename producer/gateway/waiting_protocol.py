@@ -1,7 +1,7 @@
 """Connections that wait for a request no longer than they may.
 
 uvicorn closes a connection that is idle between two requests, and waits for ever for the first one
-and for the rest of one that has begun: whoever opens many and says nothing has all open files.
+and for the rest of one that has begun: many that say nothing take all open files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scripts of the pool that workers use: pull, lease, give back.
+"""Scripts of the pool that workers use: pull, lease, hand back.
 
 It is one file because each call is one step of the same life: that of a job with its worker.
 """
@@ -206,7 +206,7 @@ class LeaseScripts:
         *,
         loses_prefix: bool = False,
     ) -> RequeueStatus:
-        """Give back a fresh job that tokenised to more than was counted, as if never pulled.
+        """Hand back a fresh job that tokenised to more than was counted, as if never pulled.
 
         The charge is refunded and the exact prompt length stored; only before the first token.
         One that shares less than jobs of its prefix do `loses_prefix`: it counts in full then.

@@ -61,7 +61,7 @@ class QuestionScripts:
     async def take(self) -> dict[str, Any] | None:
         """Take the oldest question; None where there is none.
 
-        One that is none of ours, or that nobody waits for any more, is dropped.
+        One in no known form, or that nobody waits for any more, is dropped.
         """
         while (body := await self._runner.command("LPOP", self._keys.of("questions"))) is not None:
             try:

@@ -200,7 +200,7 @@ class Orphan:
 
 
 class RequeueStatus(StrEnum):
-    """What became of a job that was given back: refused means that the caller no longer owns it."""
+    """What became of a job that was handed back; refused: the caller no longer owns it."""
 
     WAITING = "waiting"
     ENDING = "ending"

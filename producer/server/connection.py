@@ -38,7 +38,7 @@ MAX_PAUSE_S = 1.0
 
 
 def typed(error: BaseException, url: ServerUrl, waited_s: float = 0.0) -> ServerError:
-    """Return the error of ours for what a call on the server raised.
+    """Return our typed error for what a call on the server raised.
 
     Its cause is redis-py's error without the arguments of the call; raise it outside of the
     handler, or the error itself would hang on to it.

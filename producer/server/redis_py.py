@@ -47,7 +47,7 @@ def error_maker(connection: AbstractConnection) -> Callable[[str], Exception]:
 def take_transport(
     connection: AbstractConnection, protocol: asyncio.BaseProtocol
 ) -> asyncio.Transport:
-    """Let a protocol of ours hear the socket of an opened connection in place of redis-py's."""
+    """Let our own protocol hear the socket of an opened connection in place of redis-py's."""
     opened: Any = connection
     transport: asyncio.Transport = opened._writer.transport
     transport.set_protocol(protocol)

@@ -71,7 +71,7 @@ class ChildSupervisor:
         }
         self._teller = teller
         self._unready = set(commands)
-        self._settled = threading.Event()
+        self._start_ended = threading.Event()
         self._failures = dict.fromkeys(commands, 0)
         # Children that cannot be kept running.
         self._lost: set[str] = set()
@@ -98,7 +98,7 @@ class ChildSupervisor:
 
         Raises: ChildFailed if one ended before, or the end was asked for.
         """
-        self._settled.wait()
+        self._start_ended.wait()
         if self._unready:
             raise self._failure or ChildFailed("stopped before it was ready")
 
@@ -114,14 +114,14 @@ class ChildSupervisor:
                 self._start(name)
             while self._running or not self._num_stops:
                 self._take(self._next_event())
-                if not self._unready and not self._settled.is_set():
+                if not self._unready and not self._start_ended.is_set():
                     on_ready()
-                    self._settled.set()
+                    self._start_ended.set()
             if self._failure is not None:
                 raise self._failure
         finally:
             self._end_all()
-            self._settled.set()
+            self._start_ended.set()
 
     def _start(self, name: str) -> None:
         self._last_lines[name] = []
@@ -169,7 +169,7 @@ class ChildSupervisor:
         is_wrong = event.code == _WRONG_INPUT
         is_lost = is_wrong or self._failures[name] > MAX_FAILURES
         (self._lost.add if is_lost else self._lost.discard)(name)
-        if not self._settled.is_set() or self._has_lost_part(name):
+        if not self._start_ended.is_set() or self._has_lost_part(name):
             self._failure = ChildFailed(f"{name} {reason}", is_wrong_input=is_wrong)
             self._num_stops += 1
             self._pass_stop_on()

@@ -1,1 +1,1 @@
-"""What outlives jobs and belongs to no pool: responses, batches, and files."""
+"""Stored things that outlive jobs and belong to no pool: responses, batches, and files."""

@@ -208,7 +208,7 @@ def _finish(out: Any, last: bytes) -> None:
     try:
         descriptor = out.fileno()
     except (AttributeError, io.UnsupportedOperation):
-        pass  # no disk of ours: closing it stores it
+        pass  # no local disk: closing it stores it
     else:
         os.fsync(descriptor)
     out.close()

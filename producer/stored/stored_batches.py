@@ -120,7 +120,7 @@ class StoredBatches:
         return await self.state(record.id)
 
     async def state(self, batch_id: str) -> BatchState:
-        """Return a batch, whoever owns it. Raises: NotStored."""
+        """Return a batch of any owner. Raises: NotStored."""
         stored = await self._redis.hgetall(stored_keys.batch(batch_id))
         if b"record" not in stored:
             raise NotStored("batch", batch_id)

@@ -148,7 +148,7 @@ class StoredResponses:
         keys = self._keys(record.id, record.owner, record.pool)
         await self._redis.eval(_REMOVE, *keys, record.id)
 
-    async def settle(self, record: ResponseRecord, scripts: Scripts) -> JobResult | None:
+    async def store_result(self, record: ResponseRecord, scripts: Scripts) -> JobResult | None:
         """Keep the result of a response's job with it, and return it; None while there is none.
 
         Safe to repeat, by any process.
@@ -159,12 +159,12 @@ class StoredResponses:
             await self._write(record, {"result": stored})
         return result
 
-    async def settle_ended(self, scripts: Scripts, limit: int = 256) -> int:
-        """Settle responses of a pool whose jobs have ended and that nobody has read; count them.
+    async def store_ended_results(self, scripts: Scripts, limit: int = 256) -> int:
+        """Store results of jobs that have ended for responses that nobody has read; count them.
 
         What has no result by the time its job is forgotten is left alone from then on.
         """
-        key, num_settled = stored_keys.responses_open(scripts.keys.pool), 0
+        key, num_stored = stored_keys.responses_open(scripts.keys.pool), 0
         for raw in await self._redis.zrange(key, 0, limit - 1):
             response_id = raw.decode()
             stored = await self._redis.hget(stored_keys.response(response_id), "record")
@@ -172,11 +172,11 @@ class StoredResponses:
                 await self._redis.zrem(key, response_id)
                 continue
             record = ResponseRecord.parse(stored)
-            if await self.settle(record, scripts) is not None:
-                num_settled += 1
+            if await self.store_result(record, scripts) is not None:
+                num_stored += 1
             elif await self._is_forgotten(record, scripts):
                 await self._redis.zrem(key, response_id)
-        return num_settled
+        return num_stored
 
     async def _is_forgotten(self, record: ResponseRecord, scripts: Scripts) -> bool:
         address = JobAddress(record.job_id, record.tenant).text

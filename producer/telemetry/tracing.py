@@ -2,8 +2,8 @@
 
 A job carries its `traceparent` (W3C Trace Context); one without it, or whose trace is not sampled,
 costs a look. Spans are made when they have ended, from moments that are known by then, so that
-nothing is done on a token's way. Whoever sets up a provider of OpenTelemetry gets them, as
-`opentelemetry-instrument` does; `trace_setup` is ours.
+nothing is done on a token's way. They go to any provider of OpenTelemetry that the process has set
+up, `opentelemetry-instrument` for instance; our own is made by `trace_setup`.
 
 The id of a span that one owner of a job makes follows from job and epoch. So the next owner's span
 links to it, also where the first one died before it could tell.

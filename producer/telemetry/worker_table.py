@@ -96,7 +96,7 @@ FENCED_WRITES = _count(
 )
 PARKED = _count("tokenbus_jobs_parked", "jobs", "Jobs handed back to make room for others")
 UNDONE = _count(
-    "tokenbus_jobs_unpulled", "jobs", "Jobs given back because they needed more than was counted"
+    "tokenbus_jobs_unpulled", "jobs", "Jobs handed back because they needed more than was counted"
 )
 PULLS_SPARED = _count(
     "tokenbus_pulls_spared", "pulls", "Pulls that left jobs to a worker with their prefix"

@@ -1,4 +1,4 @@
-"""The same jobs in the same engine without a queue, in a process of its own.
+"""The offline run of a bench: the same jobs and engine without a queue, in its own process.
 
 Runs as `python -m tokenbus.worker.bench.offline`: options as JSON on stdin, a run's tokens/s a line
 on stdout. The engine is the one a worker would start; all jobs are given to it in one call.

@@ -73,7 +73,7 @@ async def run_load(
 
         await _until_read(readers.run(length_s, note), sampler.run(look))
         num_tokens = sum(report.output_tokens for report in readers.reports)
-        after = await sampler.settled_counters(before.tokens_logged + num_tokens)
+        after = await sampler.final_counters(before.tokens_logged + num_tokens)
         await asyncio.sleep(_STEP_LOG_DELAY_S if options.lag else 0)
         return sum_up(
             Measured(

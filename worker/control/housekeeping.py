@@ -1,7 +1,7 @@
 """Housekeeping of a pool: coroutines that may be repeated and may be left out once.
 
-Workers reap, tick and complete by themselves every second; here is the backstop for a pool without
-a living worker, and what nobody else does.
+Workers reap, tick and complete by themselves every second; this is the backstop for a pool without
+a living worker, and does what is nobody else's.
 """
 
 from __future__ import annotations

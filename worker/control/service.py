@@ -30,7 +30,7 @@ from tokenbus.worker.control.adapter import Adapter
 from tokenbus.worker.control.arq_worker import check_arq_url, connect_arq, keep_running
 from tokenbus.worker.control.batches.batch_service import BatchService
 from tokenbus.worker.control.batches.batch_tools import BatchTools
-from tokenbus.worker.control.batches.stored_upkeep import settle_responses, sweep_files
+from tokenbus.worker.control.batches.stored_upkeep import store_results, sweep_files
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
 from tokenbus.worker.control.metrics import ControlMetrics
@@ -108,7 +108,7 @@ async def serve(settings: ControlSettings) -> None:
                 ttl_s=settings.gateway_response_ttl_s,
                 owner_bytes=settings.gateway_response_bytes,
             )
-            tasks.create_task(settle_responses(responses, client.scripts))
+            tasks.create_task(store_results(responses, client.scripts))
             if settings.files_url is not None:
                 batches = batch_service(client, settings.files_url, settings)
                 tasks.create_task(batches.run())

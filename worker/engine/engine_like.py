@@ -1,4 +1,4 @@
-"""What the engine's process needs of an engine: that of a model, or the null one."""
+"""The interface of an engine in its process: the one of a model, or the null one."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ _LEGAL = {
 
 @dataclass(slots=True)
 class Timings:
-    """Moments of a job on this worker's monotonic clock, in seconds; gaps between tokens in ms.
+    """Moments of a job on this worker's monotonic clock, and gaps between its tokens, in seconds.
 
     `submitted_at` is reckoned from the age that the server told with the pull, `published_at` is
     when the log had the first token that this worker computed, `parse_s` what reading its messages

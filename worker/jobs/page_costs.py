@@ -26,8 +26,8 @@ _UNBOUNDED = 1 << 30
 class PageCosts:
     """The costs of jobs in an engine of `total_pages`; `shares` says which pages they share.
 
-    `changed_lanes` are those of which another output may be expected than when whoever follows
-    that last emptied it.
+    `changed_lanes` are those whose expected output may have changed since its reader last emptied
+    the set.
     """
 
     def __init__(self, page_size: int, total_pages: int) -> None:

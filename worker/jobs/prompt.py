@@ -51,7 +51,7 @@ MAX_QUICK_TURNS = 32
 
 
 @dataclass(slots=True)
-class PromptDraft:
+class PendingPrompt:
     """A request on its way: read, rendered, tokenised; or what it failed of.
 
     Rendered it has a prompt in `field`, as `text` or, where it came so, as `ids`. As a context
@@ -119,68 +119,68 @@ class PromptPreparer:
         except RequestInvalid as error:
             raise JobRefused(INVALID, error.field, error.message) from None
 
-    def draft(self, raw: bytes) -> PromptDraft:
+    def begin(self, raw: bytes) -> PendingPrompt:
         """Begin with a request as it came."""
-        draft = PromptDraft()
-        with draft:
-            draft.request = self.read(raw)
-        return draft
+        pending = PendingPrompt()
+        with pending:
+            pending.request = self.read(raw)
+        return pending
 
-    def render(self, draft: PromptDraft) -> None:
+    def render(self, pending: PendingPrompt) -> None:
         """Apply the chat template, unless that was done."""
-        request = draft.request
-        if draft.field or draft.failure is not None or request is None:
+        request = pending.request
+        if pending.field or pending.failure is not None or request is None:
             return
-        with draft:
+        with pending:
             if request.token_ids is not None:
-                draft.field, draft.ids = "token_ids", self._checked(request.token_ids)
+                pending.field, pending.ids = "token_ids", self._checked(request.token_ids)
             elif request.prompt is not None:
-                draft.field, draft.text = "prompt", request.prompt
+                pending.field, pending.text = "prompt", request.prompt
             else:
                 tools = tool_dicts(request)
                 calling = self._calling(tools)
-                draft.prompt = self._render(request, tools, calling)
-                draft.field, draft.text = "messages", draft.prompt.text
-                draft.grammar = self._constraint(request, draft.prompt, calling)
-            if draft.num_characters > self._max_characters:
-                message = f"{draft.num_characters} characters exceed any prompt of this model"
-                raise JobRefused(TOO_LONG, draft.field, message)
+                pending.prompt = self._render(request, tools, calling)
+                pending.field, pending.text = "messages", pending.prompt.text
+                pending.grammar = self._constraint(request, pending.prompt, calling)
+            if pending.num_characters > self._max_characters:
+                message = f"{pending.num_characters} characters exceed any prompt of this model"
+                raise JobRefused(TOO_LONG, pending.field, message)
 
-    def encode(self, drafts: Sequence[PromptDraft]) -> None:
+    def encode(self, prompts: Sequence[PendingPrompt]) -> None:
         """Tokenise all prompts, and render those that were not."""
-        for draft in drafts:
-            self.render(draft)
+        for pending in prompts:
+            self.render(pending)
         for is_special in (False, True):
             chosen = [
-                draft
-                for draft in drafts
-                if draft.text is not None
-                and draft.failure is None
-                and (draft.field == "prompt") is is_special
+                pending
+                for pending in prompts
+                if pending.text is not None
+                and pending.failure is None
+                and (pending.field == "prompt") is is_special
             ]
-            texts = [draft.text for draft in chosen if draft.text is not None]
+            texts = [pending.text for pending in chosen if pending.text is not None]
             if not texts:
                 continue
             encoded = self._encoder.encode(texts, special=is_special)
-            for draft, found in zip(chosen, encoded, strict=True):
-                _take(draft, found)
+            for pending, found in zip(chosen, encoded, strict=True):
+                _take(pending, found)
 
-    def finish(self, draft: PromptDraft) -> PreparedJob:
+    def finish(self, pending: PendingPrompt) -> PreparedJob:
         """Take the sizes of a tokenised prompt.
 
         Raises: JobRefused naming the field, if the job can never run on this model; whatever else
             it failed of on the way.
         """
-        if draft.failure is not None:
-            raise draft.failure
-        request, ids = draft.request, draft.ids
+        if pending.failure is not None:
+            raise pending.failure
+        request, ids = pending.request, pending.ids
         assert request is not None
         if not ids:
-            raise JobRefused(INVALID, draft.field, "the prompt has no token")
+            raise JobRefused(INVALID, pending.field, "the prompt has no token")
         limit = self._limits.max_model_len
         told = too_long(len(ids), request.max_tokens, limit)
         if told is not None:
-            field = draft.field if len(ids) >= limit else "max_tokens"
+            field = pending.field if len(ids) >= limit else "max_tokens"
             raise JobRefused(TOO_LONG, field, told)
         params = _sampling_params(request)
         sampling = params.open_among(self._limits.sampling_defaults)
@@ -188,11 +188,11 @@ class PromptPreparer:
         params = replace(params, **opened) if opened else params
         groups = self._cache_groups
         plain = PreparedJob(request, ids, params, cache_groups=groups, sampling=sampling)
-        return self._conversing(plain, draft)
+        return self._conversing(plain, pending)
 
-    def _conversing(self, job: PreparedJob, draft: PromptDraft) -> PreparedJob:
+    def _conversing(self, job: PreparedJob, pending: PendingPrompt) -> PreparedJob:
         """Add to a conversation's job what constrains its answers, and how they are read."""
-        prompt = draft.prompt
+        prompt = pending.prompt
         if prompt is None or self.chat is None:
             return job
         chat = JobChat.of(
@@ -201,7 +201,7 @@ class PromptPreparer:
             starts_in_reasoning=prompt.starts_in_reasoning,
         )
         shown = () if chat is None else self.chat.shown_ids
-        params = replace(job.params, grammar=draft.grammar)
+        params = replace(job.params, grammar=pending.grammar)
         return replace(job, params=params, chat=chat, shown_ids=shown)
 
     def tokenise(self, request: JobRequest) -> PreparedJob:
@@ -209,9 +209,9 @@ class PromptPreparer:
 
         Raises: as `finish`.
         """
-        draft = PromptDraft(request)
-        self.encode([draft])
-        return self.finish(draft)
+        pending = PendingPrompt(request)
+        self.encode([pending])
+        return self.finish(pending)
 
     def _calling(self, tools: list[dict[str, Any]]) -> ToolCalling | None:
         if not tools or self.chat is None:
@@ -273,14 +273,14 @@ def _refused(error: RequestRejected) -> JobRefused:
     return JobRefused(code, error.field, message)
 
 
-def _take(draft: PromptDraft, found: list[int] | Exception) -> None:
+def _take(pending: PendingPrompt, found: list[int] | Exception) -> None:
     """Take what the tokenizer made of a prompt."""
     if isinstance(found, UnicodeError | ValueError):
-        draft.failure = JobRefused(INVALID, draft.field, f"cannot be tokenised: {found}")
+        pending.failure = JobRefused(INVALID, pending.field, f"cannot be tokenised: {found}")
     elif isinstance(found, Exception):
-        draft.failure = found
+        pending.failure = found
     else:
-        draft.ids = array("i", found)
+        pending.ids = array("i", found)
 
 
 def _grammar_of(request: JobRequest) -> GrammarSpec | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.held.prepared_job import PreparedJob
     from tokenbus.worker.held.served_model import ServedModel
     from tokenbus.worker.jobs.page_budget import PageBudget
-    from tokenbus.worker.jobs.prompt import PromptDraft, PromptPreparer
+    from tokenbus.worker.jobs.prompt import PendingPrompt, PromptPreparer
     from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.messages.publishing import Taken
     from tokenbus.worker.metrics import Metrics
@@ -72,7 +72,7 @@ class Starter:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._log = get_logger()
 
-    async def tokenise(self, jobs: Sequence[HeldJob]) -> list[PromptDraft]:
+    async def tokenise(self, jobs: Sequence[HeldJob]) -> list[PendingPrompt]:
         """Read and tokenise the requests of pulled jobs together, in one thread if at all.
 
         Schemas of tools are work: a tenant has one thread for them, whatever it sends.
@@ -84,28 +84,28 @@ class Starter:
                 return await asyncio.to_thread(self._tokenised, raws)
         if sum(map(len, raws)) > INLINE_BYTES:
             return await asyncio.to_thread(self._tokenised, raws)
-        drafts = [preparer.draft(raw) for raw in raws]
-        quick = [draft for draft in drafts if draft.is_quick]
-        for draft in quick:
-            preparer.render(draft)
-        num_characters = sum(draft.num_characters for draft in quick)
-        if len(quick) == len(drafts) and num_characters <= INLINE_CHARACTERS:
-            preparer.encode(drafts)
+        prompts = [preparer.begin(raw) for raw in raws]
+        quick = [pending for pending in prompts if pending.is_quick]
+        for pending in quick:
+            preparer.render(pending)
+        num_characters = sum(pending.num_characters for pending in quick)
+        if len(quick) == len(prompts) and num_characters <= INLINE_CHARACTERS:
+            preparer.encode(prompts)
         else:
-            await asyncio.to_thread(preparer.encode, drafts)
-        return drafts
+            await asyncio.to_thread(preparer.encode, prompts)
+        return prompts
 
-    def _tokenised(self, raws: Sequence[bytes]) -> list[PromptDraft]:
-        drafts = [self._preparer.draft(raw) for raw in raws]
-        self._preparer.encode(drafts)
-        return drafts
+    def _tokenised(self, raws: Sequence[bytes]) -> list[PendingPrompt]:
+        prompts = [self._preparer.begin(raw) for raw in raws]
+        self._preparer.encode(prompts)
+        return prompts
 
-    def prepare(self, job: HeldJob, draft: PromptDraft) -> None:
+    def prepare(self, job: HeldJob, pending: PendingPrompt) -> None:
         """Take the exact size of a tokenised job, or why it can never run."""
         try:
             if self._served is not None:
                 self._served.check(job.pulled.model)
-            prepared = job.prepared = self._preparer.finish(draft)
+            prepared = job.prepared = self._preparer.finish(pending)
         except JobRefused as error:
             job.refusal = Failure(error.code, travelling(str(error)), error.field)
         except Exception as error:

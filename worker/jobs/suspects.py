@@ -128,7 +128,7 @@ class Suspects:
     def _blamed(self, aboard: Sequence[HeldJob]) -> set[HeldJob]:
         """Return who is blamed: the suspects on board, where there are none all.
 
-        Beside one that has passed alone, whoever has not passed yet is as likely.
+        Beside one that has passed alone, each that has not passed yet is as likely.
         """
         suspects = {job for job in aboard if job.evidence is not None and job.evidence.ride}
         if not suspects:

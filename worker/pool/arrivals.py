@@ -92,10 +92,10 @@ class Arrivals:
                 await asyncio.sleep(0)
 
     async def _bring_in(self, jobs: Sequence[HeldJob]) -> None:
-        drafts = await self._starter.tokenise(jobs)
+        prompts = await self._starter.tokenise(jobs)
         too_big, needs_less = [], False
-        for job, draft in zip(jobs, drafts, strict=True):
-            self._starter.prepare(job, draft)
+        for job, pending in zip(jobs, prompts, strict=True):
+            self._starter.prepare(job, pending)
             self._prefixes.prepared(job)
             if job.phase is not Phase.PULLED:
                 continue

@@ -52,6 +52,6 @@ class CancelListener:
             return
         flag, epoch, job_id = parts
         job = self._held_jobs.get(job_id)
-        # As text: whoever may publish here may write a number that is none.
+        # As text: a stranger who may publish here may write what is no number.
         if job is not None and str(job.epoch) == epoch:
             self._settlement.flag(job, flag)

@@ -87,7 +87,7 @@ class Inbox:
             await self._refuse(entry, failure)
             return
         if request.id is None:
-            # Drawn here: whoever could guess it could read the answer.
+            # Drawn here: a stranger who guessed it could read the answer.
             request = request.model_copy(update={"id": f"raw-{secrets.token_hex(12)}"})
         job = new_job(request, groups=self._cache_groups)
         reply = await self._session.call(

@@ -1,4 +1,4 @@
-"""What a child process prints, taken line by line: it never mixes with the lines of our log."""
+"""Output of a child process, taken line by line: it never mixes with the lines of our log."""
 
 from __future__ import annotations
 

@@ -115,6 +115,10 @@ class JobLog:
         self.sent_at = 0.0
         self.unlogged_since: float | None = None
 
+    def enqueue_by(self, enqueue: Callable[[JobLog], None]) -> None:
+        """Go into the queue of the log writer by another of its ways from now on."""
+        self.enqueue = enqueue
+
     def move_to(self, state: LogState) -> None:
         """Change the state.
 

@@ -238,7 +238,7 @@ class LogWriter:
                 self._note_published(job, now)
             job.num_logged, job.num_entries = to, 1 + num_entries
             if to:
-                job.enqueue = self._enqueue_behind
+                job.enqueue_by(self._enqueue_behind)
                 since = sinces[number] or started_at
                 waits_s += started_at - since
                 lags_s.append(now - since)
@@ -307,7 +307,8 @@ class LogWriter:
                 job.num_entries += 1
             if job.published_at is None:
                 self._note_published(job, now)
-            job.enqueue = self._enqueue_behind
+            if job.enqueue is not self._enqueue_behind:
+                job.enqueue_by(self._enqueue_behind)
             job.num_logged = to
             lags_s.append(now - sinces[number])
             if to > job.num_credited:
@@ -373,7 +374,8 @@ class LogWriter:
             case LogStatus.ALREADY:
                 # Begun by this very start, and the answer was lost.
                 job.take_over()
-                job.enqueue = self._enqueue_behind if reply.last else job.enqueue
+                if reply.last:
+                    job.enqueue_by(self._enqueue_behind)
                 host.follow(job, reply.last, reply.entries)
             case LogStatus.TERMINAL:
                 if job.finish is None:

@@ -1,4 +1,4 @@
-"""Where readers of calls put what they read: the tools that may be called, and the open call."""
+"""The recorder of calls: readers put them in, held against the tools that may be called."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tokenbus.engine.chat.reading.message_draft import MessageDraft
+    from tokenbus.engine.chat.reading.growing_message import GrowingMessage
 
 
 class CallRecorder:
-    """Takes calls into a draft; a call is opened once it is known to be one of a tool's."""
+    """Takes calls into a message; a call is opened once it is known to be one of a tool's."""
 
-    __slots__ = ("_call_id", "_draft", "_tools", "is_likely", "is_open", "num_complete")
+    __slots__ = ("_call_id", "_growing", "_tools", "is_likely", "is_open", "num_complete")
 
     def __init__(
         self,
-        draft: MessageDraft,
+        growing: GrowingMessage,
         tools: Mapping[str, Mapping[str, Any]],
         call_id: Callable[[int], str],
     ) -> None:
-        self._draft = draft
+        self._growing = growing
         self._tools = tools
         self._call_id = call_id
         # Of the call that is being read: so much has been seen that it is hardly anything else.
@@ -44,16 +44,16 @@ class CallRecorder:
 
     def open(self, name: str, written_id: str = "") -> None:
         """Begin a call of a tool."""
-        self._draft.open_call(written_id or self._call_id(self._draft.num_calls), name)
+        self._growing.open_call(written_id or self._call_id(self._growing.num_calls), name)
         self.is_open = self.is_likely = True
 
     def add(self, arguments: str) -> None:
         """Add to the arguments of the open call."""
-        self._draft.add_arguments(arguments)
+        self._growing.add_arguments(arguments)
 
     def complete(self) -> None:
         """End the open call, which has been written to its end."""
-        self._draft.complete_call()
+        self._growing.complete_call()
         self.num_complete += 1
         self.leave()
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from tokenbus.engine.chat.reading.call_recorder import CallRecorder
+    from tokenbus.engine.chat.reading.growing_message import GrowingMessage, GrowingText
     from tokenbus.engine.chat.reading.incremental_text import IncrementalText
-    from tokenbus.engine.chat.reading.message_draft import GrowingText, MessageDraft
 
 _BEGINS = ("<|start|>", "<|channel|>")
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -37,32 +37,34 @@ class ChannelAnswer:
     others are content; so is text outside of messages.
     """
 
-    def __init__(self, source: IncrementalText, draft: MessageDraft, calls: CallRecorder) -> None:
+    def __init__(
+        self, source: IncrementalText, growing: GrowingMessage, calls: CallRecorder
+    ) -> None:
         self._source = source
-        self._draft = draft
+        self._growing = growing
         self._calls = calls
 
     def read(self, *, starts_in_reasoning: bool) -> Generator[None, None, None]:
         """Read the answer to its end."""
         if starts_in_reasoning:
-            yield from self._text(self._draft.reasoning)
+            yield from self._text(self._growing.reasoning)
         else:
             # A recipient may stand before the first mark: the prompt ends in the role.
-            self._draft.content.add((yield from self._source.run(_SPACE)))
+            self._growing.content.add((yield from self._source.run(_SPACE)))
             if (yield from self._source.comes("to=")):
-                self._draft.content.border()
+                self._growing.content.border()
                 yield from self._message()
         while (yield from self._next()):
             yield from self._message()
         if self._source.has_dropped_mark:
-            self._draft.content.border()
-            self._draft.reasoning.border()
-        self._draft.content.end()
-        self._draft.reasoning.end()
+            self._growing.content.border()
+            self._growing.reasoning.border()
+        self._growing.content.end()
+        self._growing.reasoning.end()
 
     def _next(self) -> Generator[None, None, bool]:
         """Read up to the next header; False at the end of the answer."""
-        content, source = self._draft.content, self._source
+        content, source = self._growing.content, self._source
         while True:
             mark = yield from text_up_to(
                 source, _BETWEEN_MARKS, content.add, lambda: content.is_bordered
@@ -76,7 +78,7 @@ class ChannelAnswer:
 
     def _message(self) -> Generator[None, None, None]:
         """Read a message with its header; one for nobody known is content as it was written."""
-        source, draft = self._source, self._draft
+        source, growing = self._source, self._growing
         source.begin_attempt()
         parts: list[str] = []
         mark = yield from text_up_to(source, _HEADER_MARKS, parts.append)
@@ -94,7 +96,7 @@ class ChannelAnswer:
         else:
             source.end_attempt()
             is_thought = channel is not None and channel[1] == _THOUGHTS
-            yield from self._text(draft.reasoning if is_thought else draft.content)
+            yield from self._text(growing.reasoning if is_thought else growing.content)
 
     def _text(self, text: GrowingText) -> Generator[None, None, None]:
         text.border()
@@ -110,7 +112,7 @@ class ChannelAnswer:
 
     def _call(self, name: str) -> Generator[None, None, None]:
         """Read the arguments of a call, and what ends its message."""
-        source, content = self._source, self._draft.content
+        source, content = self._source, self._growing.content
         is_whole = False
         if self._calls.knows(name) and (yield from source.skip_space()) == "{":
             self._calls.open(name)

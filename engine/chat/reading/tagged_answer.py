@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.chat.chat_format import ChatFormat
     from tokenbus.engine.chat.reading.call_recorder import CallRecorder
+    from tokenbus.engine.chat.reading.growing_message import GrowingMessage
     from tokenbus.engine.chat.reading.incremental_text import IncrementalText
-    from tokenbus.engine.chat.reading.message_draft import MessageDraft
 
 _SPACE = re.compile(r"\s*")
 _BARE_BEGINNINGS = frozenset({"{", "["})
@@ -26,15 +26,15 @@ class TaggedAnswer:
     def __init__(
         self,
         source: IncrementalText,
-        draft: MessageDraft,
+        growing: GrowingMessage,
         calls: CallRecorder,
         chat_format: ChatFormat,
         *,
         reads_calls: bool,
     ) -> None:
         self._source = source
-        self._content = draft.content
-        self._thought = draft.reasoning
+        self._content = growing.content
+        self._thought = growing.reasoning
         self._calls = calls
         self._written = chat_format.calls if reads_calls else None
         self._section = CallSection(source, calls, all_formats(self._written))
@@ -127,7 +127,7 @@ class TaggedAnswer:
         is_read = yield from self._section.read_bare()
         if is_read is None:
             return False
-        self._settle(is_read=is_read, is_marked=False)
+        self._end_attempt(is_read=is_read, is_marked=False)
         return True
 
     def _behind(self, mark: str, *, is_marked: bool) -> Generator[None, None, None]:
@@ -135,9 +135,9 @@ class TaggedAnswer:
         if not is_marked:
             self._source.begin_attempt()
         is_read = yield from self._section.read(mark)
-        self._settle(is_read=is_read, is_marked=is_marked)
+        self._end_attempt(is_read=is_read, is_marked=is_marked)
 
-    def _settle(self, *, is_read: bool, is_marked: bool) -> None:
+    def _end_attempt(self, *, is_read: bool, is_marked: bool) -> None:
         """Decide what becomes of text that was read as calls, from the last good one on."""
         source = self._source
         text = source.end_attempt()

@@ -1,4 +1,4 @@
-"""What an answer has to look like, as clients of other servers write it: brought to one grammar.
+"""Output formats as clients of other servers write them: brought to one grammar.
 
 OpenAI says it with `response_format`, vLLM with `guided_json`, `guided_regex`, `guided_choice` and
 `guided_grammar`, or with `structured_outputs`. A grammar is `{"kind": …, "source": …}`.

@@ -1,4 +1,4 @@
-"""How much a model is to think, as others' clients say it: brought to arguments of a template.
+"""Reasoning effort as clients of other servers write it: brought to arguments of a template.
 
 DeepSeek, GLM and LiteLLM say it with `thinking`, OpenRouter with `reasoning`. Templates read
 `enable_thinking`, `thinking` or `reasoning_effort`.

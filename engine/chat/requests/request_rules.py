@@ -1,4 +1,4 @@
-"""What no single field of a request tells: which go together, with the sentences of both doors."""
+"""Rules across fields of a request: which go together, with the sentences of both doors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a value of a request, in the one sentence that both doors say.
+"""Checks of a request's values, each with the one sentence that both doors say.
 
 Each check returns None for a value that is right, else the path of what is wrong below the field
 (empty for the field itself) and the sentence.

@@ -1,7 +1,7 @@
-"""How calls are spelled: with the white space that readers take, or in the one canonical way.
+"""Spellings of calls: with the white space that readers take, or in the one canonical way.
 
-Where the model is free to call, it writes as it was trained to. Where it has to, there is one
-spelling, that of its format: nothing is drawn for what says nothing, and no token is lost on it.
+A model that is free to call writes as it was trained to. One that has to call gets the one spelling
+of its format, so that no token is drawn for white space that says nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Patterns of strings that stand bare: as what the whole string is, in a Lark grammar."""
+"""Patterns of bare strings, widened to match a whole string, as a Lark grammar needs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which answers are watched for what may not come twice, and where JSON stands in them."""
+"""Watched answers by chat format: where JSON stands in them whose keys and items may not repeat."""
 
 from __future__ import annotations
 

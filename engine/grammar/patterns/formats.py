@@ -1,6 +1,6 @@
 """Formats of texts as patterns; a format that no pattern tells exactly is refused.
 
-JSON Schema has a format that nobody knows say nothing. It passes, unless it looks like a known one.
+By JSON Schema an unknown format asserts nothing. It passes, unless it looks like a known one.
 
 Sources: RFC 3339 (dates, times, durations), 5321 (mail), 3986 and 3987 (URIs), 4291 (IPv6), 6570
 (URI templates), 6901 (JSON pointers), 9562 (UUIDs), 4648 (base64).

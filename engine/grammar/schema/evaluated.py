@@ -1,6 +1,6 @@
-"""What a schema has evaluated of an object or a list: what `unevaluated…` leaves to its schema.
+"""Evaluated keys and items of a value: those that `unevaluated…` says nothing about.
 
-It depends on which of the schemas beside and below it a value satisfies. So each way in which it
+They depend on which of the schemas beside and below it a value satisfies. So each way in which it
 may satisfy them is a choice of its own, with the keys and items that are evaluated there.
 """
 

@@ -63,7 +63,7 @@ class Expansion:
         ]
         while pending:
             case, parts, choices = pending.pop()
-            case, choices = self._settle(case, parts, choices)
+            case, choices = self._apply(case, parts, choices)
             if case.is_empty:
                 continue
             choices = [
@@ -85,7 +85,7 @@ class Expansion:
                 )
         return found
 
-    def _settle(
+    def _apply(
         self, case: SchemaCase, parts: list[Part], choices: list[Choice]
     ) -> tuple[SchemaCase, list[Choice]]:
         """Apply all that leaves no choice; return what is left to choose."""

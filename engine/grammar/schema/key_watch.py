@@ -168,9 +168,14 @@ class KeyWatch:
         keys = self._open[-1]
         assert keys is not None
         self._key = None
-        if key in keys:
-            raise KeyRepeated(f"the key {key.decode(errors='replace')!r} comes twice")
-        keys.add(key)
+        add_key(keys, key)
+
+
+def add_key(keys: set[bytes], key: bytes) -> None:
+    """Add a key to those of its object. Raises: KeyRepeated."""
+    if key in keys:
+        raise KeyRepeated(f"the key {key.decode(errors='replace')!r} comes twice")
+    keys.add(key)
 
 
 def is_open(schema: Any) -> bool:

@@ -1,1 +1,1 @@
-"""What an output is followed for beside its grammar: items of lists that may not come twice."""
+"""Watches on an output beside its grammar: keys and items of lists that may not come twice."""

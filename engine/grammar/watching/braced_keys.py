@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, cleared
+from tokenbus.engine.grammar.schema.key_watch import add_key, cleared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,9 +83,7 @@ class BracedKeys:
         keys = self._open[-1]
         assert keys is not None
         self._key = None
-        if key in keys:
-            raise KeyRepeated(f"the key {key.decode(errors='replace')!r} comes twice")
-        keys.add(key)
+        add_key(keys, key)
 
     def _candidates(self) -> Iterator[int]:
         keys = self._open[-1] if self._open else None

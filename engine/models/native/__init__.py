@@ -1,1 +1,1 @@
-"""What the CPU's kernels multiply: forms of weights, and the experts of mixtures."""
+"""Weights as the CPU's kernels multiply them, and the experts of mixtures."""

@@ -1,4 +1,4 @@
-"""What chat templates take for granted and clients leave out: filled in where a template asks."""
+"""Fields of tools and turns that templates take for granted and clients leave out, filled in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a chat template does with tools, calls, results and roles, found out by rendering.
+"""Traits of a chat template: what it does with tools, calls, results and roles, by rendering.
 
 Nothing is read from the template's source: a made-up conversation is rendered, and what stands in
 the prompt counts. A template that raises does not do what it was asked for.

@@ -4,7 +4,7 @@ The client draws a secret, subscribes to `cli:<secret>` and says it with what it
 publish there what they publish on the job's own channel. So a job that was submitted after the
 subscription costs no subscription, no look at its log and no timer of its own.
 
-Whoever has the name hears the jobs: it is told to the server alone.
+The name lets its holder hear the jobs, so it is told to the server alone.
 It is one file because what is kept of a job, who reads it and the channel's state change together.
 """
 

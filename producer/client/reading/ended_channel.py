@@ -1,4 +1,4 @@
-"""The pool's channel of jobs that are complete, for who waits for results of jobs of others."""
+"""The pool's channel of complete jobs, for callers that wait for jobs of other clients."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A token costs one turn of the event loop and one frame of Python here, because a web backend pays
 that for every token of every user: no generator inside a generator, no task in between.
-Who needs no task for a token at all takes events where they are heard (`hand_to`).
+A consumer without a task takes events where they are heard (`hand_to`).
 
 It is one file because each event is judged by all of its state, whichever way it goes.
 """
@@ -135,7 +135,7 @@ class EventStream(AsyncIterator[Event]):
         """
         self._take = take
         if self._live is not None:
-            self._live.hand_to = self._offer
+            self._live.hand_to(self._offer)
 
     def _offer(self, event: Event) -> bool:
         """Hand over a live event that follows the cursor and needs nothing of the log."""
@@ -252,7 +252,7 @@ class EventStream(AsyncIterator[Event]):
         self._live = subscription
         subscription.last = self._cursor
         if self._take is not None:
-            subscription.hand_to = self._offer
+            subscription.hand_to(self._offer)
         return None
 
     def _shared(self) -> Subscription | None:
@@ -294,7 +294,7 @@ class EventStream(AsyncIterator[Event]):
         self._logged.clear()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            subscription.hand_to = None
+            subscription.hand_to(None)
             self._hub.release(subscription)
 
     def _end_live(self, live: Subscription) -> None:
@@ -315,5 +315,5 @@ class EventStream(AsyncIterator[Event]):
         self._live = self._take = None
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
-            subscription.hand_to = None
+            subscription.hand_to(None)
             self._hub.release(subscription)

@@ -47,7 +47,7 @@ _NUM_TOGETHER = 128
 # A subscription that takes longer is not waited for: looking does too.
 _LISTEN_WAIT_S = 1.0
 # What is to be found out about a job takes a few calls; one that runs on is looked at again.
-_SETTLE_S = 3.0
+_LOOK_UP_S = 3.0
 _NEVER = float("-inf")
 
 
@@ -81,7 +81,7 @@ class Gathering:
         # Jobs whose stored result is to be read, true where there has to be one, and jobs of which
         # more has to be known.
         self._to_read: dict[str, bool] = {}
-        self._to_settle: dict[str, None] = {}
+        self._to_look_up: dict[str, None] = {}
         self._wake = asyncio.Event()
         self._error: Exception | None = None
 
@@ -123,8 +123,8 @@ class Gathering:
             async with asyncio.timeout(left_s):
                 if self._to_read:
                     await self._read()
-                elif self._to_settle:
-                    await self._settle()
+                elif self._to_look_up:
+                    await self._look_up()
                 elif not await self._look():
                     await self._wait()
         except TimeoutError:
@@ -157,7 +157,7 @@ class Gathering:
         for text, state in zip(part, states, strict=True):
             self._seen_at[text] = now
             if state is None:
-                self._to_settle[text] = None
+                self._to_look_up[text] = None
             elif state == b"done":
                 self._to_read[text] = True
         return True
@@ -173,7 +173,7 @@ class Gathering:
         return seen_at if job is None else max(seen_at, job.heard_at)
 
     async def _read(self) -> None:
-        """Read stored results; a job without one goes on, or is settled if it has ended."""
+        """Read stored results; a job without one goes on, or is looked up if it has ended."""
         part = _some(self._to_read)
         values = await self._asked(lambda: self._sources.lookup.results(part))
         for text, value in zip(part, values, strict=True):
@@ -183,7 +183,7 @@ class Gathering:
             if value is not None:
                 self._take_stored(text, value)
             elif is_over:
-                self._to_settle[text] = None
+                self._to_look_up[text] = None
 
     def _take_stored(self, text: str, value: bytes) -> None:
         address = self._open[text]
@@ -197,16 +197,16 @@ class Gathering:
             return
         if result.version == 1:
             # Version 1 kept those of all tenants there, and only the record says whose it is.
-            self._to_settle[text] = None
+            self._to_look_up[text] = None
         else:
             self._finish(text, ended_early(result) or result)
 
-    async def _settle(self) -> None:
+    async def _look_up(self) -> None:
         """Find out about jobs one by one of which record or result is missing."""
-        part = [text for text in _some(self._to_settle) if text in self._open]
+        part = [text for text in _some(self._to_look_up) if text in self._open]
         calls = [self._found(self._open[text]) for text in part]
-        for text in _some(self._to_settle):
-            del self._to_settle[text]
+        for text in _some(self._to_look_up):
+            del self._to_look_up[text]
         for text, outcome in zip(part, await asyncio.gather(*calls), strict=True):
             if isinstance(outcome, ServerError):
                 raise outcome
@@ -219,7 +219,7 @@ class Gathering:
         """Return the outcome of a job, None if it has none yet."""
         reader = self._sources.reader
         try:
-            result = await reader.result(address.job_id, _SETTLE_S, address.tenant)
+            result = await reader.result(address.job_id, _LOOK_UP_S, address.tenant)
         except ResultTimeout:
             return None
         except ProducerError as error:

@@ -1,4 +1,4 @@
-"""What a client has heard of a job that it has submitted, until somebody reads it.
+"""A kept job: what a client has heard of one that it submitted, until somebody reads it.
 
 A token costs one turn of a list here. It is kept as it came, because a short job is read whole, and
 a long one is left to its log past `max_tokens`.

@@ -30,13 +30,13 @@ class Subscription:
         "_loop",
         "_max_tokens",
         "_num_tokens",
+        "_take",
         "_waiting_since",
         "_wakeup",
         "address",
         "channel",
         "error",
         "events",
-        "hand_to",
         "has_hole",
         "last",
         "let_go",
@@ -50,7 +50,7 @@ class Subscription:
         address: JobAddress,
         let_go: Callable[[Subscription], None],
     ) -> None:
-        """Belong to the running event loop; `let_go` is for whoever ends it."""
+        """Belong to the running event loop; `let_go` is called at its end."""
         self._loop = asyncio.get_running_loop()
         self._wakeup = Wakeup(self._loop)
         self.channel = channel
@@ -60,13 +60,17 @@ class Subscription:
         self.version: int | None = None
         self.events: deque[Event] = deque()
         # Takes an event at once while the stream waits for it, or leaves it to the stream.
-        self.hand_to: Callable[[Event], bool] | None = None
+        self._take: Callable[[Event], bool] | None = None
         self.has_hole = False
         self.error: Exception | None = None
         self._max_tokens = max_tokens
         self._num_tokens = 0
         self._waiting_since = 0.0
         self.last = 0
+
+    def hand_to(self, take: Callable[[Event], bool] | None) -> None:
+        """Offer events to `take` at once while the stream waits; None ends that."""
+        self._take = take
 
     def belong_to(self, address: JobAddress) -> None:
         """Be of a job that lies at another's address; what came before is to be read in its log."""
@@ -85,8 +89,8 @@ class Subscription:
 
         A consumer that is too slow gets a hole instead of a long buffer.
         """
-        hand_to = self.hand_to
-        if hand_to is not None and self._wakeup.is_awaited and not self.events and hand_to(event):
+        take = self._take
+        if take is not None and self._wakeup.is_awaited and not self.events and take(event):
             self._waiting_since = monotonic()
             self.last = event.to
             return

@@ -1,4 +1,4 @@
-"""What of a pool needs a look: conditions with a sentence each, the worst first.
+"""Conditions of a pool that need a look: a sentence each, the worst first.
 
 docs/incidents.md has a section for each, by its code.
 """

@@ -1,4 +1,4 @@
-"""What `tokenbus top` shows: the figures of a pool as tables that fit the terminal."""
+"""The view of `tokenbus top`: the figures of a pool as tables that fit the terminal."""
 
 from __future__ import annotations
 

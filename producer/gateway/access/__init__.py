@@ -1,1 +1,1 @@
-"""Who may ask for what: API keys, callers and their limits."""
+"""Access to the gateway: API keys, callers and their limits."""

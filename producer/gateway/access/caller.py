@@ -1,4 +1,4 @@
-"""The caller: what a request may do, whoever made it and in whose name."""
+"""The caller: in whose name a request is made, and what it may do."""
 
 from __future__ import annotations
 

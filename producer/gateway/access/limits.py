@@ -1,7 +1,7 @@
 """Limits of a key: requests and tokens in a minute and in a month, counted for all doors at once.
 
 A request is counted when it comes, with the tokens that it may come to. Its job is noted beside the
-counters, and whoever sees the job's end first, at whatever door, gives back what it did not use.
+counters, and the door that sees the job's end first gives back what the job did not use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MONTH_TTL_S = 62 * 86_400
 LOOK_S = 5.0
 # KEYS: the notes, then counters of tokens. ARGV: a note, what to add, the TTL of a counter whose
 # window is gone: it would stay for ever.
-_SETTLE = """#!lua flags=allow-oom
+_REFUND = """#!lua flags=allow-oom
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then
   return 0
 end
@@ -109,7 +109,7 @@ class KeyUse:
         names = [counter.name for counter in counters if counter.is_of_tokens]
         return Reservation(num_tokens, tuple(names), pool, address) if names else None
 
-    async def give_back(self, reservation: Reservation) -> None:
+    async def refund(self, reservation: Reservation) -> None:
         """Give back the tokens of what became no job."""
         await self._add(dict.fromkeys(reservation.counters, -reservation.num_tokens))
 
@@ -118,10 +118,10 @@ class KeyUse:
         due_ms = (time.time() + LOOK_S) * 1000
         await self._redis.zadd(deployment_keys.open_use(), {reservation.dump(): due_ms})
 
-    async def settle(self, reservation: Reservation, num_used: int) -> None:
-        """Give back what a job has not used, once, whoever else saw its end."""
+    async def refund_unused(self, reservation: Reservation, num_used: int) -> None:
+        """Give back what a job has not used: once, however many doors saw its end."""
         await self._redis.eval(
-            _SETTLE,
+            _REFUND,
             1 + len(reservation.counters),
             deployment_keys.open_use(),
             *reservation.counters,

@@ -1,7 +1,7 @@
-"""What the lines of a batch use of their key's limits, each counted once however often it is asked.
+"""Use of a key's limits by lines of a batch: each counted once, however often it is asked.
 
-A line that is counted is noted beside the counters in one call with them, so that whoever runs the
-batch after another was killed counts none twice and gives nothing back twice.
+A line that is counted is noted beside the counters in one call with them, so that a service that
+goes on with the batch of a killed one counts none twice and gives nothing back twice.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 return full
 """
 # KEYS: the notes, then counters of tokens. ARGV: the line, its note as it was read, what to add.
-_SETTLE = """#!lua flags=allow-oom
+_REFUND = """#!lua flags=allow-oom
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then
   return 0
 end
@@ -87,7 +87,7 @@ class LineUse:
         if full:
             raise limit_reached([counters[place - 1] for place in full])
 
-    async def settle(self, caller: Caller, line: int, num_used: int) -> None:
+    async def refund_unused(self, caller: Caller, line: int, num_used: int) -> None:
         """Give back what a line has not used, once."""
         if caller.key_id is None or caller.limits.is_open:
             return
@@ -97,7 +97,7 @@ class LineUse:
         num_tokens, counters = json.loads(note)
         rest = num_used - num_tokens
         await self._redis.eval(
-            _SETTLE,
+            _REFUND,
             1 + len(counters),
             self._notes,
             *counters,

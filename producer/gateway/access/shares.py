@@ -1,4 +1,4 @@
-"""Fairness shares: what is a tenant's is parted among its users that ask for something now.
+"""Fairness shares: a tenant's share is parted among those of its users that ask now.
 
 The queue knows tenants. A user is one of its own there, with the tenant's weight by the number of
 the tenant's users of the last minute: together they get what the tenant has, each the same of it.

@@ -1,4 +1,4 @@
-"""Who may do what at the board: by the roles of a key, and of nobody's page but its own."""
+"""Access to the board: by the roles of a key, and from the board's own page alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class BoardRole(StrEnum):
     """What a key may do: look at figures and jobs, read prompts and answers, act on jobs and pools.
 
-    Whoever may do any of these may look.
+    Each of these roles may look.
     """
 
     VIEWER = "viewer"

@@ -90,20 +90,20 @@ class JobDoor:
             weight = await self._shares.weight(caller)
             job = await served.client.submit(request, ticket=ticket, weight=weight)
         except ApiError:
-            await self.use.give_back(reservation)
+            await self.use.refund(reservation)
             raise
         except Exception as error:
-            await self.use.give_back(reservation)
+            await self.use.refund(reservation)
             raise _refused(error, names) from error
         await self.use.note(reservation, is_new=job.created)
         submitted = _submitted(job, served, request, asked_at, reservation)
         self._metrics.submitted(submitted, caller.tenant)
         return submitted
 
-    async def settle(self, jobs: Iterable[SubmittedJob]) -> None:
+    async def refund_unused(self, jobs: Iterable[SubmittedJob]) -> None:
         """Give back what jobs that have ended did not use of the limits of their key."""
         for job in jobs:
-            await self.use.settle(job.reservation)
+            await self.use.refund_unused(job.reservation)
 
     async def find(self, caller: Caller, given: str) -> SubmittedJob:
         """Return a job of the caller by its id, or by that of its answer.

@@ -1,4 +1,4 @@
-"""What jobs use of their keys' limits, known by their ends, which no reader has to have seen."""
+"""Use of keys' limits by jobs: settled by their ends, whether a reader saw them or not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger("tokenbus.gateway")
 
 
 class JobUse:
-    """Settles what was counted for jobs, as far as the server takes it."""
+    """Refunds what was counted for jobs and not used, as far as the server takes it."""
 
     def __init__(self, models: ServedModels, key_use: KeyUse) -> None:
         self._models = models
@@ -35,20 +35,20 @@ class JobUse:
             if is_new:
                 await self._key_use.note(reservation)
             else:
-                await self._key_use.give_back(reservation)
+                await self._key_use.refund(reservation)
         except SERVER_ERRORS as error:
             _log.warning("use.not_noted reason=%s", type(error).__name__)
 
-    async def give_back(self, reservation: Reservation | None) -> None:
+    async def refund(self, reservation: Reservation | None) -> None:
         """Give back what was counted for a job that was refused."""
         await self.note(reservation, is_new=False)
 
-    async def settle(self, reservation: Reservation | None) -> None:
+    async def refund_unused(self, reservation: Reservation | None) -> None:
         """Give back what a job did not use, if it has ended; a later look sees the end else."""
         if reservation is None:
             return
         try:
-            await self._settle(reservation)
+            await self._refund_ended(reservation)
         except (ProducerError, *SERVER_ERRORS) as error:
             _log.debug("use.not_settled reason=%s", type(error).__name__)
 
@@ -58,18 +58,18 @@ class JobUse:
             await asyncio.sleep(_TICK_S)
             try:
                 for reservation in await self._key_use.due(_NUM_TOGETHER):
-                    await self.settle(reservation)
+                    await self.refund_unused(reservation)
             except SERVER_ERRORS as error:
                 _log.debug("use.not_looked_at reason=%s", type(error).__name__)
 
-    async def _settle(self, reservation: Reservation) -> None:
+    async def _refund_ended(self, reservation: Reservation) -> None:
         scripts = (await self._models.client(reservation.pool)).scripts
         stored = await scripts.log.result(reservation.address)
         if stored is not None:
-            await self._key_use.settle(reservation, _num_used(stored, reservation))
+            await self._key_use.refund_unused(reservation, _num_used(stored, reservation))
         elif await scripts.queue.record(reservation.address) is None:
             # Nobody knows any more what it came to.
-            await self._key_use.settle(reservation, reservation.num_tokens)
+            await self._key_use.refund_unused(reservation, reservation.num_tokens)
 
 
 def _num_used(stored: bytes, reservation: Reservation) -> int:

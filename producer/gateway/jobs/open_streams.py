@@ -1,8 +1,8 @@
 """Open streams: all requests of this process that wait for jobs, and what becomes of both.
 
 A reader that leaves takes its jobs along after a grace, unless somebody reads them on, at this door
-or another. That is known by the readers that each door writes down; a door that dies is no reader
-that leaves.
+or another. That is known by the readers that each door writes down; the death of a door does not
+count as the leaving of its readers.
 
 It is one file because each tick looks after all of it: signs of life, places in the queue, readers,
 keys that were revoked, and the end of the process.
@@ -191,7 +191,7 @@ class OpenStreams:
             stream.stop(draining(stream.jobs))
 
     async def shut(self) -> None:
-        """End with the process: what was to be let go stays, for whoever resumes it elsewhere."""
+        """End with the process: what was to be let go stays, to be resumed elsewhere."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What the workers of a pool know of texts and tokens: asked of any of them, and remembered."""
+"""The vocabulary of a pool: texts of tokens, asked of any worker, and remembered."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "context_management": ("no input is compacted", ([],)),
 }
 # Of what may be included, these but for the logprobs are there in any case or never: tools that
-# others run are refused, so that nothing has results of theirs.
+# others run are refused, so that nothing has their results.
 _INCLUDED = frozenset(
     {
         LOGPROBS, "reasoning.encrypted_content", "message.input_image.image_url",

@@ -20,7 +20,7 @@ def router(_: Gateway) -> APIRouter:
 
     @routes.get("/ui", response_class=Response)
     async def to_page() -> Response:
-        """Send whoever left the slash out to the page, whatever the path in front of it is."""
+        """Redirect an address without the slash to the page, whatever path stands in front."""
         return RedirectResponse("ui/", 307)
 
     @routes.get("/ui/", response_class=Response)

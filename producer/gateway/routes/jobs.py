@@ -51,7 +51,7 @@ def router(gateway: Gateway) -> APIRouter:
 
     @routes.post("/v1/jobs", status_code=202, response_class=JSONResponse, openapi_extra=extra)
     async def submit_job(request: Request, who: _Who) -> Response:
-        """Queue a job; it goes on whoever reads it."""
+        """Queue a job; it goes on with or without a reader."""
         return await _submit(gateway, request, who)
 
     @routes.get("/v1/jobs")

@@ -213,7 +213,7 @@ def _stream(
 
     async def end() -> None:
         await events.aclose()
-        await gateway.door.settle([job])
+        await gateway.door.refund_unused([job])
 
     stream = gateway.streams.open(who, [job], is_kept=True)
     if stream.jobs_ahead:

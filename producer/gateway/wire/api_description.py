@@ -1,4 +1,4 @@
-"""What the OpenAPI page says of bodies that are read by hand."""
+"""Descriptions for the OpenAPI page of bodies that are read by hand."""
 
 from __future__ import annotations
 

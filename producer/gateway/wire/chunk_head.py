@@ -1,4 +1,4 @@
-"""What all chunks of one stream have in common."""
+"""The head of chunks: what all those of one stream have in common."""
 
 from __future__ import annotations
 

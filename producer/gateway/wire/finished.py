@@ -1,4 +1,4 @@
-"""How a choice ended."""
+"""The end of a choice: why it ended, and by which stop string or id."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a body of `/v1/chat/completions` or `/v1/completions` asks for: of the job and of the door.
+"""Bodies of `/v1/chat/completions` and `/v1/completions`: what they ask of the job and the door.
 
-Fields of the job are left as they are spelled, for they are brought to one spelling where every
-request is (`engine/chat/requests`). What no request has is ignored and named, or refused.
+Fields of the job are left as they are spelled: `engine/chat/requests` brings those of every request
+to one spelling. Unknown fields are ignored and named, or refused.
 """
 
 from __future__ import annotations

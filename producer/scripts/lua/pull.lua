@@ -14,7 +14,7 @@
 --@use room: room pages cost_of has_room_for spend_room is_room_left
 --@use taking: entries_of note_taken write_taken
 --@use stamps: stamped
---@use suspects: crowd in_order is_worth_a_look keeps_off board claims
+--@use suspects: crowd in_order is_worth_a_look keeps_off add_to_crowd claims
 -- Take as many jobs as fit the budget, fairest first. Bounded: 16 tenants per priority, 64 entries.
 room.pages, room.page, room.rows = free_pages, page_size, free_rows
 room.default_output = default_output
@@ -124,7 +124,7 @@ local function take(found, record, stream, id, priority, in_lane, need, shared, 
   entries[#entries + 1] = id
   note_taken(job, epoch, priority, tenant, found.prefix, queued, found.prompt,
     not is_charged and charge or nil, time, stamped(record[17], nil, 'p', now, worker))
-  board(record[14], attempts)
+  add_to_crowd(record[14], attempts)
   if rides then
     max_jobs = 0
   end

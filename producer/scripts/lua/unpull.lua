@@ -6,7 +6,7 @@
 --@use ending: to_ending
 --@use owning: is_held let_go
 --@use stamps: stamped
--- Give back a fresh job that turned out larger than it was counted, charge refunded. A job that
+-- Hand back a fresh job that turned out larger than it was counted, charge refunded. A job that
 -- shares less with others of its prefix than was counted loses the prefix, so that it counts in full.
 if not is_held(worker, job, epoch) then
   return 'refused'

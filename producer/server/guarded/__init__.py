@@ -1,1 +1,1 @@
-"""What a guard keeps: an embedded server's data folder, whose it is, and the process."""
+"""The embedded server under its guard: its data folder, whose that is, and its process."""

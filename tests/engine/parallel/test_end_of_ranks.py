@@ -16,8 +16,8 @@ from models.engine_of_ranks import engine, saved
 from models.rank_threads import ThreadFollower, follow_in_threads
 from patience import PATIENCE_S
 
-from tokenbus.engine.parallel.board import RankBoard, open_memory
 from tokenbus.engine.parallel.collective import GlooGroup, NcclGroup
+from tokenbus.engine.parallel.group_memory import GroupMemory, open_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ def group_of(nccl: Any) -> NcclGroup:
     def cause(error: Exception) -> Exception:
         return error
 
-    return NcclGroup(nccl, RankBoard(open_memory(), 0, 2), cause, torch.device("cuda", 0))
+    return NcclGroup(nccl, GroupMemory(open_memory(), 0, 2), cause, torch.device("cuda", 0))
 
 
 def test_nccl_is_let_go_of_once_no_graph_holds_it(nccl: _Nccl) -> None:

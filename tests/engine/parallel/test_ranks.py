@@ -227,7 +227,7 @@ def test_rank_that_hangs_while_it_loads_is_not_waited_for(
     """A follower whose beat stops ends the start, long before the time that a start may take."""
     goes_on = Event()
     monkeypatch.setattr(watch, "SILENT_S", 0.5)
-    monkeypatch.setattr(FollowingGroup, "_beat", lambda group: group._board.beat())
+    monkeypatch.setattr(FollowingGroup, "_beat", lambda group: group._shared.beat())
     monkeypatch.setattr(FollowingGroup, "loaded", lambda _: goes_on.wait())
     with pytest.raises(EngineError, match="rank 1 has not answered for 4 s at its start"):
         engine(saved(tmp_path, "qwen3"), 2)

@@ -83,11 +83,11 @@ def test_rank_stays_on_near_cores_that_it_may_use(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: bound.append(cores))
     for rank in range(2):
-        topology.settle(torch.device("cuda", rank))
-    topology.settle(torch.device("cpu"))
+        topology.bind_to(torch.device("cuda", rank))
+    topology.bind_to(torch.device("cpu"))
     assert bound == [{2, 3}, {4, 5, 6, 7, 12}]
     allowed -= {2, 3}
     (host / "0000:11:00.0" / "numa_node").write_text("-1\n")
     for rank in range(2):
-        topology.settle(torch.device("cuda", rank))
+        topology.bind_to(torch.device("cuda", rank))
     assert len(bound) == 2

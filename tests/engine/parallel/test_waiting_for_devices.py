@@ -9,7 +9,7 @@ import pytest
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import RankLost
 from tokenbus.engine.parallel import leading
-from tokenbus.engine.parallel.board import RankBoard
+from tokenbus.engine.parallel.group_memory import GroupMemory
 from tokenbus.engine.parallel.leading import LeadingGroup
 from tokenbus.engine.parallel.watch import SILENT_S
 from tokenbus.engine.sampling.plan import SamplingPlan
@@ -52,7 +52,7 @@ def wait(
     """Wait for a device that needs so many seconds; return it."""
     device = _Device(needs_s)
     waited_for: Any = device
-    patch.setattr(RankBoard, "is_asleep", lambda _, rank: rank in asleep)
+    patch.setattr(GroupMemory, "is_asleep", lambda _, rank: rank in asleep)
     patch.setattr(leading, "time", device)
     try:
         group.wait(waited_for)
@@ -83,7 +83,7 @@ def test_step_with_a_long_prompt_may_take_longer(
     """A step may take a millisecond of device time for each of its prompt tokens beside that."""
     monkeypatch.setattr(StepPlan, "num_prefill_tokens", 20_000)
     monkeypatch.setattr(group._book, "order", lambda *_, **__: b"")
-    monkeypatch.setattr(group._board, "publish", lambda *_: None)
+    monkeypatch.setattr(group._shared, "publish", lambda *_: None)
     with group.step(StepPlan(), SamplingPlan()):
         pass
     device = wait(group, BOTH, SILENT_S + 19, monkeypatch)

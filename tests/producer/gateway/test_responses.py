@@ -229,7 +229,7 @@ async def test_response_that_nobody_reads_is_kept_by_the_control_service(paced_d
     async with asyncio.timeout(PATIENCE_S):
         await client.result(job_id)
     kept = StoredResponses(gateway.redis, ttl_s=60, owner_bytes=10**6)
-    assert await kept.settle_ended(client.scripts) >= 1
+    assert await kept.store_ended_results(client.scripts) >= 1
     await client.scripts.redis.delete(
         client.scripts.keys.result(job_id), client.scripts.keys.log(job_id)
     )

@@ -48,7 +48,9 @@ async def uses(desk: BatchDesk, key_id: str, kind: str) -> list[int]:
     """Return the counters of a key, of all windows."""
     redis: Any = desk.client.scripts.redis
     names = [name async for name in redis.scan_iter(f"{{tokenbus}}:key_use:{key_id}:{kind}:*")]
-    return [int(await redis.get(name)) for name in names]
+    # A window may be forgotten between the two looks.
+    counts = [await redis.get(name) for name in names]
+    return [int(count) for count in counts if count is not None]
 
 
 async def test_revoked_key_ends_its_batch(
@@ -97,7 +99,7 @@ async def test_lines_wait_for_the_minutes_of_their_key(
     assert await uses(desk, key_id, "tokens") == [used]
     counted = await uses(desk, key_id, "requests")
     # The first windows may be forgotten by now.
-    assert max(counted) <= 5
+    assert max(counted, default=0) <= 5
     assert sum(counted) <= len(lines)
 
 

@@ -20,7 +20,7 @@ from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.held.held_jobs import HeldJobs
 from tokenbus.worker.held.prepared_job import PreparedJob
 from tokenbus.worker.jobs.log_opening import LogOpener
-from tokenbus.worker.jobs.prompt import PromptDraft
+from tokenbus.worker.jobs.prompt import PendingPrompt
 from tokenbus.worker.messages.publishing import Taken
 from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.pull_loop import PullLoop
@@ -108,9 +108,9 @@ class StubStarter:
         if self._page_budget.fits(job):
             self.started.append(job.job_id)
 
-    async def tokenise(self, jobs: Sequence[HeldJob]) -> list[PromptDraft]:
+    async def tokenise(self, jobs: Sequence[HeldJob]) -> list[PendingPrompt]:
         """Read nothing."""
-        return [PromptDraft() for _ in jobs]
+        return [PendingPrompt() for _ in jobs]
 
     def prepare(self, *_: object) -> None:
         """Leave a pulled job as it came."""

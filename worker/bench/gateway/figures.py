@@ -1,4 +1,4 @@
-"""What a run has shown: each token at its stream and at the native reader, paired."""
+"""Figures of a run: each token at its stream and at the native reader, paired."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class PlainReaders:
         except TimeoutError:
             raise ServerUnreachable("a plain SUBSCRIBE was not confirmed", code="TIMEOUT") from None
 
-    async def settle(self, readers: Sequence[ChannelReader], timeout_s: float) -> None:
+    async def wait_ended(self, readers: Sequence[ChannelReader], timeout_s: float) -> None:
         """Wait until all of these have seen an end; what comes later counts as missing."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):

@@ -36,7 +36,7 @@ class Verification:
             return
         ended = [each for each in clients if each.has_ended]
         readers = [each.plain for each in ended if each.plain is not None]
-        await self._plain.settle(readers, _PLAIN_TIMEOUT_S)
+        await self._plain.wait_ended(readers, _PLAIN_TIMEOUT_S)
         for first in range(0, len(ended), _NUM_TOGETHER):
             await self._compare(ended[first : first + _NUM_TOGETHER])
         for each in ended:

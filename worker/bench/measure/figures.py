@@ -130,13 +130,13 @@ def sum_up(measured: Measured) -> Figures:
     options = measured.options
     job_times = [JobTimes(r, measured.handover_times.get(r.seed)) for r in measured.reports]
     warm_at_s = measured.start_s + options.warm_up_s
-    settled = [job for job in job_times if job.report.submitted_s >= warm_at_s]
-    samples_s = _samples_s(settled)
+    warm = [job for job in job_times if job.report.submitted_s >= warm_at_s]
+    samples_s = _samples_s(warm)
     num_tokens = sum(job.report.output_tokens for job in job_times)
-    good = sum(j.meets(options.ttft_target_ms, options.itl_target_ms) for j in settled)
+    good = sum(j.meets(options.ttft_target_ms, options.itl_target_ms) for j in warm)
     begin_s, end_s = _span(measured)
     duration_s = max(end_s - begin_s, 1e-9)
-    settled_s = max(end_s - max(begin_s, warm_at_s), 1e-9)
+    warm_s = max(end_s - max(begin_s, warm_at_s), 1e-9)
     rates = _tokens_by_second(job_times, measured.start_s)
     faults = _faults(measured.reports)
     outcomes = Counter(report.outcome for report in measured.reports)
@@ -154,9 +154,9 @@ def sum_up(measured: Measured) -> Figures:
         steady_tokens_per_s=_steady(rates, options, measured.span_s or duration_s),
         jobs_per_s=round(sum(j.finished for j in job_times) / duration_s, 3),
         steady_jobs_per_s=_steady_jobs(measured),
-        goodput_jobs_per_s=round(good / settled_s, 3),
-        goodput_share=round(good / max(1, len(settled)), 4),
-        **_several(settled, samples_s),
+        goodput_jobs_per_s=round(good / warm_s, 3),
+        goodput_share=round(good / max(1, len(warm)), 4),
+        **_several(warm, samples_s),
         refusals=_refusals(measured.reports),
         tokens_per_event=_ratio(num_tokens, sum(len(j.counts) for j in job_times)),
         tokens_per_log_entry=_ratio(measured.counters.tokens_logged, measured.counters.log_entries),
@@ -253,12 +253,12 @@ def _cpu_us(measured: Measured, count: int) -> dict[str, float]:
     return {kind: round(spent * 1e6 / max(1, count), 2) for kind, spent in cpu.items()}
 
 
-def _several(settled: Sequence[JobTimes], samples_s: Mapping[str, Times]) -> dict[str, Any]:
+def _several(warm: Sequence[JobTimes], samples_s: Mapping[str, Times]) -> dict[str, Any]:
     """Return the figures that there are several of, by name: distributions, and those of groups."""
     several: dict[str, Any] = {
         name: Distribution.of_seconds(values) for name, values in samples_s.items()
     }
-    return several | {f"by_{name}": _groups(settled, key) for name, key in _GROUPINGS.items()}
+    return several | {f"by_{name}": _groups(warm, key) for name, key in _GROUPINGS.items()}
 
 
 def _groups(job_times: Sequence[JobTimes], key: Callable[[JobReport], str]) -> dict[str, Group]:

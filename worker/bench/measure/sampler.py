@@ -91,7 +91,7 @@ class Sampler:
             )
         return found
 
-    async def settled_counters(self, num_tokens: int, timeout_s: float = 3.0) -> Counters:
+    async def final_counters(self, num_tokens: int, timeout_s: float = 3.0) -> Counters:
         """Read the counters once the workers have written them after the last of the tokens."""
         deadline = time.monotonic() + timeout_s
         while (found := await self.counters()).tokens_logged < num_tokens:

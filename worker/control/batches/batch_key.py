@@ -59,9 +59,9 @@ class BatchKey:
         """Count a line on the limits of the key, once. Raises: ApiError 429."""
         await self._use.admit(await self.caller(), line, num_tokens)
 
-    async def settle(self, line: int, num_used: int) -> None:
+    async def refund_unused(self, line: int, num_used: int) -> None:
         """Give back what a line did not use, once."""
-        await self._use.settle(await self.caller(), line, num_used)
+        await self._use.refund_unused(await self.caller(), line, num_used)
 
     async def _read(self) -> ApiKey | None:
         key_id, now = self._record.key_id, time.monotonic()

@@ -1,4 +1,4 @@
-"""What every run of a batch needs."""
+"""The tools of a batch's run: the way to pool, records and files, and its bounds."""
 
 from __future__ import annotations
 

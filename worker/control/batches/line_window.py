@@ -163,7 +163,7 @@ class LineWindow:
     async def _submit(self, jobs: list[LineJob], lines: asyncio.TaskGroup) -> None:
         """Submit jobs together; those that a full queue refuses wait for their time."""
         for job, answer in zip(jobs, await self._answers(jobs, 0), strict=True):
-            lines.create_task(self._settle(job, answer))
+            lines.create_task(self._finish_line(job, answer))
 
     async def _answers(self, jobs: list[LineJob], attempt: int) -> list[Answer]:
         """Return the queue's answers, or the limit of the key that leaves no room for a job."""
@@ -196,11 +196,11 @@ class LineWindow:
                 self._log.warning("batch.submit_failed", batch_id=self._record.id, reason=reason)
                 await asyncio.sleep(_OUTAGE_PAUSE_S)
 
-    async def _settle(self, job: LineJob, answer: Answer) -> None:
+    async def _finish_line(self, job: LineJob, answer: Answer) -> None:
         """Wait for the row of a line, and give its place to another."""
         try:
             row = await self._row(job, answer)
-            await self._patiently(lambda: self._key.settle(row.number, row.num_tokens))
+            await self._patiently(lambda: self._key.refund_unused(row.number, row.num_tokens))
             self._parts.add(row)
         finally:
             self._places.release()

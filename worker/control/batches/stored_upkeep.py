@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from tokenbus.producer.stored.stored_responses import StoredResponses
 
 # Far below the time for which a pool keeps the results of its jobs.
-SETTLE_S = 5.0
+STORE_S = 5.0
 SWEEP_S = 3600.0
 
 
-async def settle_responses(responses: StoredResponses, scripts: Scripts) -> None:
+async def store_results(responses: StoredResponses, scripts: Scripts) -> None:
     """Keep the results of responses for ever, as their jobs end."""
 
-    async def settle() -> None:
-        num_settled = await responses.settle_ended(scripts)
-        if num_settled:
-            get_logger().info("responses.settled", responses=num_settled)
+    async def store() -> None:
+        num_stored = await responses.store_ended_results(scripts)
+        if num_stored:
+            get_logger().info("responses.settled", responses=num_stored)
 
-    await _repeat(settle, SETTLE_S, "responses.unsettled")
+    await _repeat(store, STORE_S, "responses.unsettled")
 
 
 async def sweep_files(files: StoredFiles, scripts: Scripts) -> None:

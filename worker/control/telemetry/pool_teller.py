@@ -77,7 +77,7 @@ class PoolTeller:
                 self._looked_ms = None
             self.is_server_up = True
         except (*SERVER_ERRORS, RedisError) as error:
-            # Whoever cannot ask has no lease for long.
+            # A process that cannot ask does not keep the lease for long.
             self.seen, self.is_server_up = None, False
             self._log.warning("pool.not_watched", reason=answer_of(error).told)
 

@@ -110,12 +110,12 @@ class Webhooks:
         try:
             if any(self._parties[party] > self._max_per_party for party in parties):
                 pause_s = _BUSY_PAUSE_S * random.uniform(0.5, 1.0)
-                await self._settle(hook, WebhookOutcome.POSTPONE, PostReply(None), b"", pause_s)
+                await self._record_try(hook, WebhookOutcome.POSTPONE, PostReply(None), b"", pause_s)
                 return
             body = hook.body or await self._body(hook)
             answer = await self._try(hook, body, claimed_at)
             if answer is not None:
-                await self._settle(
+                await self._record_try(
                     hook, _outcome(answer), answer, body, self._delay_s(hook, answer)
                 )
         except SERVER_ERRORS as error:
@@ -185,7 +185,9 @@ class Webhooks:
         """Count a try that failed in this process, so that the hook ends at its age."""
         answer = PostReply(None, f"internal error: {type(error).__name__}")
         try:
-            await self._settle(hook, WebhookOutcome.RETRY, answer, b"", self._delay_s(hook, answer))
+            await self._record_try(
+                hook, WebhookOutcome.RETRY, answer, b"", self._delay_s(hook, answer)
+            )
         except SERVER_ERRORS as away:
             self._log.warning(
                 "webhook.record_failed", job_id=hook.job_id, reason=answer_of(away).told
@@ -201,7 +203,7 @@ class Webhooks:
         asked_s = min(answer.retry_after_s or 0.0, settings.webhook_max_age_s)
         return max(longest * random.uniform(0.5, 1.0), asked_s)
 
-    async def _settle(
+    async def _record_try(
         self,
         hook: ClaimedWebhook,
         outcome: WebhookOutcome,

@@ -1,6 +1,6 @@
 --@offers adopt_waiting adopt_due adopt_endings
 -- What version 1 left under its own names is moved to where this release looks. Bounded per call;
--- entries are moved as they are, so that whoever takes them judges them.
+-- entries are moved as they are, and judged by the pull that takes them.
 local MAX_ADOPTED = 64
 -- An entry has half as many; one with thousands would not fit on the stack.
 local MAX_FIELDS = 64

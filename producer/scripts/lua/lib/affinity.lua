@@ -1,4 +1,4 @@
---@offers affinity settle give_up_home is_held_back spares
+--@offers affinity take_home give_up_home is_held_back spares
 --@use base: wake
 -- Where a prefix is at home: with the first worker that pulled a job of it, until that one's cache
 -- has lost it, or the worker leaves or dies. Other workers leave jobs of the prefix to it for a while: for
@@ -32,7 +32,7 @@ local function home_elsewhere(prefix)
   return seen[home] and home or nil
 end
 
-local function settle(prefix)
+local function take_home(prefix)
   if is_prefix(prefix) and not home_elsewhere(prefix) then
     redis.call('SET', K.home .. prefix, affinity.worker, 'PX', HOME_MS)
   end

@@ -1,4 +1,4 @@
---@offers crowd in_order is_worth_a_look keeps_off board claims
+--@offers crowd in_order is_worth_a_look keeps_off add_to_crowd claims
 --@use base: whole
 --@use evidence: evidence_of
 -- The suspects among those that wait, and with how many others one may be on a worker. `crowd` is
@@ -86,7 +86,7 @@ local function keeps_off(packed, attempts, id)
 end
 
 -- Count a job that the worker has taken.
-local function board(packed, attempts)
+local function add_to_crowd(packed, attempts)
   crowd.held = crowd.held + 1
   if not packed and (tonumber(attempts) or 0) == 0 then
     return

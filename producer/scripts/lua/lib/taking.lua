@@ -1,7 +1,7 @@
 --@offers entries_of note_taken write_taken
 --@use fairness: begin_holding add_time
 --@use waiting: drop_entries add_load
---@use affinity: settle
+--@use affinity: take_home
 -- What a pull takes: noted while it decides, written at once when it has. A job costs two calls so,
 -- one that reads its record and one that writes it; all else is written once for each stream, tenant
 -- or pull. What goes wrong while it decides has changed nothing of the jobs it took.
@@ -82,7 +82,7 @@ local function write_taken(worker)
     add_time(sums.priority, sums.tenant, sums.time)
   end
   for prefix in pairs(taken.prefixes) do
-    settle(prefix)
+    take_home(prefix)
   end
   take_nothing()
 end

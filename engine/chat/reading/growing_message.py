@@ -75,7 +75,7 @@ class _GrowingCall:
     is_complete: bool = False
 
 
-class MessageDraft:
+class GrowingMessage:
     """What has been read of a message."""
 
     __slots__ = ("_calls", "_new_calls", "content", "reasoning")

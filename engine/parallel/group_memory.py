@@ -1,4 +1,4 @@
-"""The board: memory that all ranks of a group share.
+"""Group memory: what all ranks of a group share.
 
 Rank 0 publishes orders in it, and every rank tells there what it has read and that it lives. Orders
 lie in a ring of bytes, counted from the start of the group on: `head` is what was published, the
@@ -37,7 +37,7 @@ _FULL_S = 50e-6
 
 
 def open_memory() -> int:
-    """Return the descriptor of new memory for a board; nothing of it is left behind."""
+    """Return the descriptor of new memory for a group; nothing of it is left behind."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("tokenbus-ranks")
     else:
@@ -51,7 +51,7 @@ def open_store() -> tuple[int, str]:
     """Return the descriptor of what ranks meet in, and its path for those who inherit that.
 
     It stays open: torch may write to the path until the process is gone. Nothing of it is left
-    behind, whoever is killed, where there is memory without a name.
+    behind by a kill of any rank, where there is memory without a name.
     """
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("tokenbus-store")
@@ -59,7 +59,7 @@ def open_store() -> tuple[int, str]:
     return tempfile.mkstemp(prefix="tokenbus-store-")
 
 
-class RankBoard:
+class GroupMemory:
     """The memory behind a descriptor, as one rank sees it."""
 
     def __init__(self, fd: int, rank: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The board carries orders to every rank, whole and in order, however long they are."""
+"""The group memory carries orders to every rank, whole and in order, however long they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patience import PATIENCE_S
 
 from tokenbus.engine.errors import RankLost
 from tokenbus.engine.parallel import watch
-from tokenbus.engine.parallel.board import RankBoard, open_memory
+from tokenbus.engine.parallel.group_memory import GroupMemory, open_memory
 from tokenbus.engine.parallel.topology import cores_of
 from tokenbus.engine.parallel.watch import RankWatch
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def boards() -> Iterator[list[RankBoard]]:
-    """Return the board of three ranks as each of them sees it."""
+def memories() -> Iterator[list[GroupMemory]]:
+    """Return the group memory of three ranks as each of them sees it."""
     memory = open_memory()
-    yield [RankBoard(memory, rank, 3) for rank in range(3)]
+    yield [GroupMemory(memory, rank, 3) for rank in range(3)]
     os.close(memory)
 
 
@@ -41,7 +41,7 @@ def bells() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
 
 
 def test_orders_arrive_whole_and_in_order(
-    boards: list[RankBoard], bells: list[tuple[socket.socket, socket.socket]]
+    memories: list[GroupMemory], bells: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     """Orders that wrap around the ring, fill it and outgrow it reach readers that sleep."""
     rng = random.Random(1)
@@ -51,29 +51,29 @@ def test_orders_arrive_whole_and_in_order(
 
     def read(rank: int) -> None:
         for _ in orders:
-            found[rank].append(boards[rank].receive(bells[rank - 1][1], spin_s=0.0))
+            found[rank].append(memories[rank].receive(bells[rank - 1][1], spin_s=0.0))
 
     readers = [Thread(target=read, args=(rank,), daemon=True) for rank in found]
     for reader in readers:
         reader.start()
     for order in orders:
-        boards[0].publish(order, [ours for ours, _ in bells], lambda: None)
+        memories[0].publish(order, [ours for ours, _ in bells], lambda: None)
     for reader in readers:
         reader.join(PATIENCE_S)
     assert found == {1: orders, 2: orders}
 
 
 def test_reader_learns_that_rank_zero_hung_up(
-    boards: list[RankBoard], bells: list[tuple[socket.socket, socket.socket]]
+    memories: list[GroupMemory], bells: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     """A follower that waits for an order ends with rank 0."""
     bells[0][0].close()
     with pytest.raises(ConnectionError):
-        boards[1].receive(bells[0][1], spin_s=0.0)
+        memories[1].receive(bells[0][1], spin_s=0.0)
 
 
 def test_full_ring_asks_whether_a_rank_was_lost(
-    boards: list[RankBoard], bells: list[tuple[socket.socket, socket.socket]]
+    memories: list[GroupMemory], bells: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     """A writer does not wait for a reader that is dead."""
 
@@ -81,31 +81,31 @@ def test_full_ring_asks_whether_a_rank_was_lost(
         raise RankLost(1, "ended")
 
     with pytest.raises(RankLost, match="rank 1 ended"):
-        boards[0].publish(bytes(8 << 20), [ours for ours, _ in bells], check)
+        memories[0].publish(bytes(8 << 20), [ours for ours, _ in bells], check)
 
 
 def test_ranks_that_all_wait_are_lost(
-    boards: list[RankBoard],
+    memories: list[GroupMemory],
     bells: list[tuple[socket.socket, socket.socket]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Beats that go on do not hide a deadlock; a rank that computes is waited for."""
     monkeypatch.setattr(watch, "SILENT_S", 0.3)
-    found = RankWatch(boards[0], [], [ours for ours, _ in bells])
+    found = RankWatch(memories[0], [], [ours for ours, _ in bells])
 
     def beat() -> None:
         while found._loss is None:
-            boards[1].beat()
-            boards[2].beat()
+            memories[1].beat()
+            memories[2].beat()
 
     beats = Thread(target=beat, daemon=True)
     beats.start()
-    boards[0].enter()
-    boards[1].enter()
+    memories[0].enter()
+    memories[1].enter()
     found.start()
     # The third rank computes.
     assert not found._has_lost.wait(1.0)
-    boards[2].enter()
+    memories[2].enter()
     assert found._has_lost.wait(PATIENCE_S)
     with pytest.raises(RankLost, match="waits for ranks that wait for it"):
         found.check()
@@ -113,33 +113,33 @@ def test_ranks_that_all_wait_are_lost(
 
 
 def test_rank_that_has_left_a_collective_out_is_lost(
-    boards: list[RankBoard],
+    memories: list[GroupMemory],
     bells: list[tuple[socket.socket, socket.socket]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rank 0 waits in it, and the others for an order: beats alone do not make up for that."""
     monkeypatch.setattr(watch, "SILENT_S", 0.3)
-    found = RankWatch(boards[0], [], [ours for ours, _ in bells])
-    boards[1].enter()
+    found = RankWatch(memories[0], [], [ours for ours, _ in bells])
+    memories[1].enter()
 
     def follow() -> None:
         with contextlib.suppress(ConnectionError):
-            boards[2].receive(bells[1][1], 0.0)
+            memories[2].receive(bells[1][1], 0.0)
 
     follower = Thread(target=follow, daemon=True)
     follower.start()
 
     def beat() -> None:
         while found._loss is None:
-            boards[1].beat()
-            boards[2].beat()
+            memories[1].beat()
+            memories[2].beat()
 
     beats = Thread(target=beat, daemon=True)
     beats.start()
     found.start()
     # Rank 0 computes.
     assert not found._has_lost.wait(1.0)
-    boards[0].enter()
+    memories[0].enter()
     assert found._has_lost.wait(PATIENCE_S)
     with pytest.raises(RankLost, match="waits for ranks that wait for it"):
         found.check()
