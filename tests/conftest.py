@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
@@ -67,6 +68,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.processes)
     if hasattr(config, "workerinput"):
         mix_files(items, "processes")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Have the processes of xdist forked from one that has imported what the tests import."""
+    if sys.platform == "linux":
+        import run_stem
+
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        stack.enter_context(run_stem.planted(Path(arg.partition("::")[0]) for arg in config.args))
 
 
 @pytest.hookimpl(optionalhook=True)
