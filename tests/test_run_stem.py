@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 from typing import TYPE_CHECKING
 
@@ -18,15 +17,12 @@ import os, subprocess, sys
 # A status tells that children can be waited for.
 channel.send((os.getppid(), "wave" in sys.modules, subprocess.call(["false"])))
 """
-PLANTED = '''"""A text
-for one that reads.
-"""
+PLANTED = """
 import wave
-from house.modules import parsed
 
 def test_nothing():
-    import colorsys
-'''
+    raise AssertionError
+"""
 
 
 @pytest.mark.processes
@@ -42,11 +38,3 @@ def test_process_is_forked_with_what_its_tests_import(tmp_path: Path) -> None:
         group.terminate(timeout=10)
     assert forked == (stem.process.pid, True, 1)
     assert executed == (os.getpid(), False, 1)
-
-
-def test_imports_are_those_at_the_heads_of_files(tmp_path: Path) -> None:
-    """The tests' own modules are not imported ahead, but what these import is."""
-    (tmp_path / "test_planted.py").write_text(PLANTED)
-    found = {ast.unparse(node) for node in run_stem.imports_of([tmp_path])}
-    assert {"import wave", "import gc"} < found
-    assert not {"import colorsys", "from house.modules import parsed"} & found

@@ -1,23 +1,22 @@
-"""Processes of xdist, forked from one Python that has imported what the tests import.
+"""Processes of xdist, forked from one Python that has imported the modules of the tests.
 
-Each would import torch, transformers and the packages for itself, for about fifteen seconds of CPU
-time. The stem does it once, while the CPU's kernels compile on another core, and has neither run a
-test nor read a `conftest.py` when a process is forked from it.
+Each would import them for itself, with torch, transformers and the packages, for about twenty
+seconds of CPU time. The stem does it once, while the CPU's kernels compile on another core; it has
+neither run a test nor read a `conftest.py` when a process is forked from it.
 """
 
 from __future__ import annotations
 
-import ast
 import gc
+import io
 import os
-import re
 import select
 import signal
 import socket
 import struct
 import subprocess
 import sys
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -28,12 +27,10 @@ from execnet import gateway_base, gateway_io
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-SUPPORT = Path(__file__).resolve().parent
-# Where imports at the head of a module end.
-_HEAD_ENDS = re.compile(r"^(?:@|(?:def|async|class|if|with|for) |\w+(?:: .+)? = )", re.MULTILINE)
+_SUPPORT = str(Path(__file__).resolve().parent)
+_START = "import sys; sys.path.insert(0, {!r}); from run_stem import main; main(sys.argv[1:])"
 _NUMBER = struct.Struct("i")
 _REQUEST = b"fork"
-_START = "import sys; sys.path.insert(0, {!r}); from run_stem import main; main(sys.argv[1:])"
 
 
 class ForkedIO(gateway_base.Popen2IO):
@@ -59,7 +56,7 @@ class Stem:
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-u", "-c", _START.format(str(SUPPORT)), str(theirs.fileno())]
+        command = [sys.executable, "-uPc", _START.format(_SUPPORT), str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(
                 [*command, *map(str, paths)], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
@@ -93,7 +90,7 @@ class Stem:
 def planted(paths: Iterable[Path]) -> Iterator[Stem]:
     """Have processes of execnet without a Python of their own forked from a stem.
 
-    It imports what the files, and those in the folders, import at their heads.
+    It imports the modules of tests at the paths; one that cannot be imported is left to its tests.
     """
     execute: Callable[..., Any] = gateway_io.create_io
     with closing(Stem(paths)) as stem:
@@ -108,13 +105,14 @@ def planted(paths: Iterable[Path]) -> Iterator[Stem]:
 
 def main(args: list[str]) -> None:
     """Be the stem, until pytest's own process hangs up, and a process that was forked from it."""
-    line, paths = socket.socket(fileno=int(args[0])), [*map(Path, args[1:])]
+    line = socket.socket(fileno=int(args[0]))
     # Ctrl-C reaches the whole terminal group: whoever started the stem ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _compile_kernels(line)
     gc.disable()
-    # Plugins are imported by pytest, which rewrites them, and whines where others were first.
-    pytest.main(["--noconftest", "-s"], plugins=[_Importer(paths)])
+    with redirect_stdout(io.StringIO()):
+        options = ["-n0", "--noconftest", "--collect-only", "-s", "-pno:cacheprovider"]
+        pytest.main([*options, *args[1:]], plugins=[_Importer()])
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -150,74 +148,21 @@ def _compile_kernels(line: socket.socket) -> None:
     if os.fork():
         return
     line.close()
-    from tokenbus.engine.cache_folder import cache_folder
-    from tokenbus.kernels.cpu.compile import compiled_library
-
     try:
         # A test that needs them says what is wrong.
         with suppress(Exception):
+            from tokenbus.engine.cache_folder import cache_folder
+            from tokenbus.kernels.cpu.compile import compiled_library
+
             compiled_library(cache_folder() / "kernels")
     finally:
         os._exit(0)
 
 
 class _Importer:
-    """A plugin that imports in place of a run."""
-
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._paths = paths
+    """A plugin for a collection that imports modules, and makes no tests of what is in them."""
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_cmdline_main(self) -> int:
-        """Execute the imports of all files; one that fails is left to its test."""
-        for statement in imports_of(self._paths):
-            with suppress(Exception):
-                exec(ast.unparse(statement), {})  # noqa: S102 -- an import
-        return 0
-
-
-def imports_of(paths: Iterable[Path]) -> list[ast.Import | ast.ImportFrom]:
-    """Return what files of tests import at their heads, by way of the tests' own modules too."""
-    todo = [file for path in paths for file in _files(path)]
-    seen, found = set(todo), dict[str, ast.Import | ast.ImportFrom]()
-    for file in todo:
-        for node in _head(file.read_text()):
-            own = {*_own_modules(node)}
-            todo += own - seen
-            seen |= own
-            if not own:
-                found.setdefault(ast.unparse(node), node)
-    return [*found.values()]
-
-
-def _head(source: str) -> list[ast.Import | ast.ImportFrom]:
-    """Return the imports at the head of a module, the rest of which is not worth a parse."""
-    end = _HEAD_ENDS.search(source)
-    try:
-        tree = ast.parse(source[: end.start()] if end else source)
-    except SyntaxError:
-        # Its docstring has a line like those that end a head.
-        tree = ast.parse(source)
-    return [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """List the files of tests at a path, and those that pytest reads with them."""
-    if path.is_dir():
-        yield from (file for file in path.rglob("*.py") if SUPPORT not in file.parents)
-    elif path.is_file():
-        yield path
-    for folder in path.resolve().parents:
-        if folder in SUPPORT.parents and (folder / "conftest.py").exists():
-            yield folder / "conftest.py"
-
-
-def _own_modules(node: ast.Import | ast.ImportFrom) -> Iterator[Path]:
-    """List the files of the tests' own modules that a statement imports."""
-    names = [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        names = [node.module or "", *(f"{node.module}.{name}" for name in names)]
-    for name in names:
-        file = SUPPORT.joinpath(*name.split(".")).with_suffix(".py")
-        if file.exists():
-            yield file
+    def pytest_pycollect_makeitem(self) -> list[pytest.Item]:
+        """Find nothing in a module."""
+        return []
