@@ -19,7 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 demo: $(STAMP)
 	@$(BIN)/tokenbus demo $(DEMO_ARGS)
 
-# One thread a process, and one process more than cores (tests/conftest.py): many tests wait. Files
+# One thread a process, and two processes more than cores (tests/conftest.py): many tests wait. Files
 # stay together, because they share models.
 # Native traces: the pretty ones parse sources, at which CPython 3.11 trips in a worker of xdist.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --tb=native

@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
@@ -70,11 +71,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Have the processes of xdist forked from one that has imported the modules of the tests."""
+    if sys.platform == "linux":
+        import run_stem
+
+        stack = ExitStack()
+        config.add_cleanup(stack.close)
+        stack.enter_context(run_stem.planted(Path(arg.partition("::")[0]) for arg in config.args))
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run a process more than there are cores, unless the tests that wait are left out."""
+    """Run two processes more than there are cores, unless the tests that wait are left out."""
     own = hasattr(os, "sched_getaffinity")
     num_cores = len(os.sched_getaffinity(0)) if own else os.cpu_count() or 1
-    return num_cores + ("not processes" not in config.option.markexpr)
+    return num_cores + 2 * ("not processes" not in config.option.markexpr)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import pytest
 from patience import PATIENCE_S
 from redis import Redis
+from workers.forked_command import forked_command
 
 from tokenbus.producer.client.blocking import Client
 from tokenbus.producer.server.embedded import start_private
@@ -26,25 +27,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-_WORKER = [
-    sys.executable,
-    "-P",
-    "-m",
-    "tokenbus.producer.commands.cli",
-    "worker",
-    "--engine",
-    "null",
-]
 
 
 @pytest.fixture(scope="module")
 def bus() -> Iterator[str]:
     """Run a server and a worker that takes its time; give the URL."""
     server = start_private()
-    env = {"TOKENBUS_REDIS_URL": server.url, "TOKENBUS_NULL_TOKENS_PER_S": "100"}
-    with subprocess.Popen(_WORKER, env=os.environ | env, stderr=subprocess.DEVNULL) as worker:
+    # Nobody reads what it says.
+    quiet = {"TOKENBUS_LOG_LEVEL": "error", "TOKENBUS_NULL_TOKENS_PER_S": "100"}
+    environment = {"TOKENBUS_REDIS_URL": server.url} | quiet
+    with forked_command("worker", "--engine", "null", environment=environment):
         yield server.url
-        worker.kill()
     server.close()
 
 

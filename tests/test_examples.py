@@ -1,4 +1,4 @@
-"""The examples run as they stand, against processes that are started as their users start them."""
+"""The examples run as they stand, against the commands that their users start."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from patience import PATIENCE_S
+from workers.forked_command import forked_command
 
 from tokenbus.producer.server.embedded import start_private
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-_COMMAND = (
-    "import sys; from tokenbus.producer.commands.cli import main; sys.exit(main(sys.argv[1:]))"
-)
 
 
 def test_arq_backend() -> None:
@@ -29,11 +27,8 @@ def test_arq_backend() -> None:
     }
     with ExitStack() as stack:
         stack.callback(server.close)
-        for command in (["worker", "--engine", "null"], ["control", "adapter"]):
-            process = stack.enter_context(
-                subprocess.Popen([sys.executable, "-P", "-c", _COMMAND, *command], env=environment)
-            )
-            stack.callback(process.kill)
+        for command in (("worker", "--engine", "null"), ("control", "adapter")):
+            stack.enter_context(forked_command(*command, environment=environment))
         run = subprocess.run(
             [sys.executable, "-P", EXAMPLES / "arq_backend.py"],
             env=environment, capture_output=True, text=True, timeout=PATIENCE_S,

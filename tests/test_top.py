@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from patience import PATIENCE_S
 from rich.console import Console
+from workers.forked_command import forked_command
 from workers.staged_pool import StagedPool
 from workers.stubs import a_job, submit
 
@@ -105,15 +106,11 @@ def test_command_prints_one_look_where_there_is_no_terminal(
 ) -> None:
     """Into a pipe goes one look, and the command ends."""
     args = ["top", "--redis", server.url, "--pool", staged.scripts.keys.pool]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", _COMMAND, *args],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "waiting 40" in done.stdout
-    assert "\x1b" not in done.stdout
+    with forked_command(*args) as process:
+        said = process.stdout.read()
+        assert process.join() == 0, process.stderr.read()
+    assert "waiting 40" in said
+    assert "\x1b" not in said
 
 
 def _read_until(descriptor: int, wanted: bytes) -> bytes:

@@ -66,6 +66,7 @@ def test_every_workload_is_the_agreed_one() -> None:
         name: (len(item.prompts), item.num_prompt_tokens, item.num_output_tokens)
         for name, item in made.items()
     }
+    assert sizes["single"] == (1, 100, 512)
     assert sizes["batch64"] == (64, 12_800, 16_384)
     assert sizes["prefill2k"] == (64, 128_000, 64)
     assert sizes["prefill8k"] == (16, 128_000, 16)
@@ -133,16 +134,20 @@ def test_unequal_work_is_an_error(model: Path) -> None:
 
 
 def test_command_prints_a_rate_and_writes_the_report(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`tokenbus bench engine` runs a workload by name and writes all its figures."""
+    monkeypatch.setitem(ENGINE_WORKLOADS, "single", lambda: uniform("single", 1, 100, 40))
     out = tmp_path / "reports"
     arguments = ["--model", str(model), "--random-weights", "--workload", "single"]
     arguments += ["--repeats", "1", "--max-num-seqs", "2", "--max-model-len", "1024"]
     assert main(["bench", "engine", *arguments, "--json", str(out)]) == 0
     assert "tok/s" in capsys.readouterr().out
     report = json.loads(next(out.iterdir()).read_text())
-    assert report["best"]["output_tokens"] == 512
+    assert report["best"]["output_tokens"] == 40
     assert report["machine"]["torch"]
 
 

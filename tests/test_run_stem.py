@@ -1,0 +1,40 @@
+"""Processes of a run are forked from one that has imported what its tests import."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import execnet
+import pytest
+import run_stem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_REPORT = """
+import os, subprocess, sys
+# A status tells that children can be waited for.
+channel.send((os.getppid(), "wave" in sys.modules, subprocess.call(["false"])))
+"""
+PLANTED = """
+import wave
+
+def test_nothing():
+    raise AssertionError
+"""
+
+
+@pytest.mark.processes
+def test_process_is_forked_with_what_its_tests_import(tmp_path: Path) -> None:
+    """It is like a Python that was executed; such a one takes its place where the stem is lost."""
+    (tmp_path / "test_planted.py").write_text(PLANTED)
+    group = execnet.Group(execmodel="main_thread_only")
+    with run_stem.planted([tmp_path]) as stem:
+        forked = group.makegateway("popen").remote_exec(_REPORT).receive()
+        stem.process.kill()
+        stem.process.wait()
+        executed = group.makegateway("popen").remote_exec(_REPORT).receive()
+        group.terminate(timeout=10)
+    assert forked == (stem.process.pid, True, 1)
+    assert executed == (os.getpid(), False, 1)
