@@ -140,7 +140,7 @@ async def test_seats_tell_when_the_last_job_is_begun_where_jobs_use_their_bounds
     await raw(scripts).hset(record, "stamps", f"p{now_ms - 90_000}:gone p{now_ms - 6000}:w")
     await raw(scripts).rpush(scripts.keys.of("recent"), *ended_rows(now_ms, lasted_ms=10_000))
     figures = await read_figures(scripts.redis, scripts.keys)
-    # Sixteen wait: one is begun after 4 s, three after 10, and as many every 10 s, the last after 40.
+    # Sixteen wait: one is begun after 4 s, three after 10, as many every 10 s, the last after 40.
     assert figures.seconds_of_backlog == pytest.approx(40, abs=2)
     # A seat has fallen free since the worker left others waiting.
     await raw(scripts).hdel(scripts.keys.of("held", worker.name), pulled[0])
