@@ -66,8 +66,9 @@ class PoolFigures:
     `priorities` are all three, in order, and add up to the pool. `lanes` are those of at most 32
     tenants a priority, the ones with most jobs first; `tenant_waiting_tokens` are of the same
     tenants over all priorities. `backlog` is what waits and is due, `rate` how fast workers take
-    it, None before any has. `seats` are those of the ready workers, None where nothing waits or too
-    little was seen. `model` is that of most workers, or of the last that lived.
+    it, None before any has. `seats` are those of the ready workers, None where nothing waits, too
+    many do to follow each, or too little was seen. `model` is that of most workers, or of the last
+    that lived.
     """
 
     pool: str
@@ -103,7 +104,7 @@ class PoolFigures:
         starting_for_s = [each.uptime_s or 0.0 for each in self.status.starting]
         if self.rate is None:
             return self.assumed.seconds_until_begun(backlog.tokens, num_ready, starting_for_s)
-        if self.seats is None or backlog.jobs > MAX_FOLLOWED:
+        if self.seats is None:
             return self.rate.seconds_until_begun(backlog.work, num_ready, starting_for_s)
         ready_in_s = self.rate.ready_in_s(num_ready, starting_for_s)
         return self.seats.seconds_until_begun(backlog.jobs, backlog.output_tokens, ready_in_s)
@@ -169,7 +170,7 @@ async def read_figures(
     ]
     lanes = await _lanes(redis, keys, status, held, known)
     backlog, seats = _due(status, int(prompts or 0), later), None
-    if backlog.jobs:
+    if 0 < backlog.jobs <= MAX_FOLLOWED:
         held_jobs = {each.name: each.held_jobs for each in _ready(status)}
         seats = await read_seats(redis, keys, held_jobs, status.at_ms)
     return PoolFigures(

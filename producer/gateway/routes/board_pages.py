@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def router(_: Gateway) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(tags=["board"], include_in_schema=False)
+    # Read and packed now: the first page is not kept waiting for that.
+    page_files()
 
     @routes.get("/ui", response_class=Response)
     async def to_page() -> Response:
