@@ -1,7 +1,9 @@
 """The backlog of a pool in seconds: when the last job that waits now will be begun.
 
-It is worked off as seats fall free, and a job keeps its seat for as long as it generates. So what
-waits is counted as work: the tokens that may be generated, and a part of those of the prompts. A
+It is worked off as seats fall free, and a job keeps its seat for as long as it generates. How many
+seats there are and when each falls free says `seats/`. Where that is not known, or too many wait to
+follow each, what waits is counted as work: the tokens that may be generated, and a part of those of
+the prompts. A
 worker that starts brings nothing until it is ready, then as many free seats as a full worker has,
 and then its rate. Workers that are not started yet are not counted.
 """
@@ -30,6 +32,11 @@ class Backlog:
     jobs: int
     tokens: int
     prompts: int
+
+    @property
+    def output_tokens(self) -> int:
+        """Return the tokens that may be generated; where prompts are not counted, all."""
+        return self.tokens - min(max(0, self.prompts), self.tokens)
 
     @property
     def work(self) -> float:
@@ -91,19 +98,21 @@ class DrainRate:
             start_s=start_s,
         )
 
-    def seconds_until_begun(
-        self, work: float, num_ready: int, starting_for_s: Iterable[float]
-    ) -> float:
-        """Return the seconds until so much work has a seat.
+    def ready_in_s(self, num_ready: int, starting_for_s: Iterable[float]) -> list[float]:
+        """Return when each worker that starts will be ready, the first of them first.
 
         `starting_for_s` has how long each worker starts already. Where none is ready and none
         starts, as many as there were last would start now.
         """
         starts = sorted(max(0.0, self.start_s - for_s) for for_s in starting_for_s)
-        if not starts and not num_ready:
-            starts = [self.start_s] * self.num_workers
+        return starts if starts or num_ready else [self.start_s] * self.num_workers
+
+    def seconds_until_begun(
+        self, work: float, num_ready: int, starting_for_s: Iterable[float]
+    ) -> float:
+        """Return the seconds until so much work has a seat; the others as of `ready_in_s`."""
         at_s = 0.0
-        for ready_at_s in starts:
+        for ready_at_s in self.ready_in_s(num_ready, starting_for_s):
             done = num_ready * self.work_per_s * (ready_at_s - at_s)
             if num_ready and done >= work:
                 break

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.backlog import DRAIN_FIELDS, Assumed, Backlog, DrainRate
 from tokenbus.producer.client.pool_status import MAX_TENANTS, read_status
+from tokenbus.producer.client.seats.seat_reader import read_seats
+from tokenbus.producer.client.seats.seats import MAX_FOLLOWED
 from tokenbus.producer.client.worker_status import WorkerPhase
 from tokenbus.producer.contract.address import whole_tenant
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tokenbus.producer.client.pool_status import PoolStatus
+    from tokenbus.producer.client.seats.seats import Seats
     from tokenbus.producer.client.worker_status import PageFigures, WorkerStatus
     from tokenbus.producer.contract.keys import Keys
 
@@ -63,7 +66,9 @@ class PoolFigures:
     `priorities` are all three, in order, and add up to the pool. `lanes` are those of at most 32
     tenants a priority, the ones with most jobs first; `tenant_waiting_tokens` are of the same
     tenants over all priorities. `backlog` is what waits and is due, `rate` how fast workers take
-    it, None before any has. `model` is that of most workers, or of the last that lived.
+    it, None before any has. `seats` are those of the ready workers, None where nothing waits, too
+    many do to follow each, or too little was seen. `model` is that of most workers, or of the last
+    that lived.
     """
 
     pool: str
@@ -76,28 +81,33 @@ class PoolFigures:
     backlog: Backlog
     rate: DrainRate | None
     assumed: Assumed
+    seats: Seats | None = None
 
     @property
     def drain_tokens_per_s(self) -> float | None:
         """Return how fast the workers take jobs from a backlog, as of the last; None before any."""
         if self.rate is None:
             return None
-        return self.rate.tokens_per_s * (self._num_ready or self.rate.num_workers)
+        return self.rate.tokens_per_s * (len(self._ready) or self.rate.num_workers)
 
     @property
     def seconds_of_backlog(self) -> float:
         """Return the time until the last job that waits will be begun.
 
-        It goes by the rate, and by the workers that are ready or start; before there is a rate, by
-        what is assumed. A delayed job counts from the minute of its time on.
+        It goes by the seats of the workers that are ready or start, as they fall free; where these
+        are not known or very many jobs wait, by the rate; before there is one, by what is assumed.
+        A delayed job counts from the minute of its time on.
         """
-        if not self.backlog.jobs:
+        backlog, num_ready = self.backlog, len(self._ready)
+        if not backlog.jobs:
             return 0.0
         starting_for_s = [each.uptime_s or 0.0 for each in self.status.starting]
         if self.rate is None:
-            tokens, num_ready = self.backlog.tokens, self._num_ready
-            return self.assumed.seconds_until_begun(tokens, num_ready, starting_for_s)
-        return self.rate.seconds_until_begun(self.backlog.work, self._num_ready, starting_for_s)
+            return self.assumed.seconds_until_begun(backlog.tokens, num_ready, starting_for_s)
+        if self.seats is None:
+            return self.rate.seconds_until_begun(backlog.work, num_ready, starting_for_s)
+        ready_in_s = self.rate.ready_in_s(num_ready, starting_for_s)
+        return self.seats.seconds_until_begun(backlog.jobs, backlog.output_tokens, ready_in_s)
 
     @property
     def worker_seconds_of_backlog(self) -> float:
@@ -107,10 +117,8 @@ class PoolFigures:
         return self.backlog.work / self.rate.work_per_s
 
     @property
-    def _num_ready(self) -> int:
-        # One that has its lease pulls, though what it told last may be that it starts.
-        away = (WorkerPhase.DOWN, WorkerPhase.DRAINING)
-        return sum(each.phase not in away for each in self.status.details)
+    def _ready(self) -> tuple[WorkerStatus, ...]:
+        return _ready(self.status)
 
     @property
     def workers(self) -> tuple[WorkerStatus, ...]:
@@ -161,6 +169,10 @@ async def read_figures(
         for p in priorities
     ]
     lanes = await _lanes(redis, keys, status, held, known)
+    backlog, seats = _due(status, int(prompts or 0), later), None
+    if 0 < backlog.jobs <= MAX_FOLLOWED:
+        held_jobs = {each.name: each.held_jobs for each in _ready(status)}
+        seats = await read_seats(redis, keys, held_jobs, status.at_ms)
     return PoolFigures(
         pool=keys.pool,
         at_ms=status.at_ms,
@@ -178,13 +190,20 @@ async def read_figures(
         ),
         lanes=lanes,
         tenant_waiting_tokens=await _waiting_tokens(redis, keys, lanes, known),
-        backlog=_due(status, int(prompts or 0), later),
+        backlog=backlog,
         rate=DrainRate.read(drain),
         assumed=assumed,
+        seats=seats,
     )
 
 
 _UNITS = ("jobs", "tokens")
+
+
+def _ready(status: PoolStatus) -> tuple[WorkerStatus, ...]:
+    """Return the workers that pull: each with a lease, though it may still tell that it starts."""
+    away = (WorkerPhase.DOWN, WorkerPhase.DRAINING)
+    return tuple(each for each in status.details if each.phase not in away)
 
 
 async def _waiting_tokens(

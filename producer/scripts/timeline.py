@@ -58,6 +58,7 @@ class EndedJob:
     """A job that has ended, as the pool remembers it: no text, and of an error its code alone.
 
     Times are the server's in ms; `owner` is the worker that ended it, empty where none did.
+    `bound_tokens` are those that it might generate, 0 where that is not known.
     """
 
     job_id: str
@@ -73,6 +74,7 @@ class EndedJob:
     attempts: int
     owner: str
     stamps: tuple[Stamp, ...]
+    bound_tokens: int = 0
 
     @classmethod
     def parse(cls, row: bytes) -> Self | None:
@@ -99,6 +101,8 @@ class EndedJob:
             attempts=int(attempts or 0),
             owner=str(owner),
             stamps=_whole(str(stamps), str(lived), int(ended)),
+            # Earlier releases tell none.
+            bound_tokens=int(fields[_NUM_FIELDS] if len(fields) > _NUM_FIELDS else 0),
         )
 
     def first(self, kind: str) -> int | None:

@@ -62,8 +62,8 @@ OLDEST_AGE = POOL.gauge(
 BACKLOG_SECONDS = POOL.gauge(
     "tokenbus_pool_backlog_seconds",
     "seconds",
-    "Until the last job that waits now will be begun, by the rate at which workers took jobs from a"
-    " backlog last, the workers that are ready, and those that start; by the settings"
+    "Until the last job that waits now will be begun, by the seats of the workers that are ready or"
+    " start, or by the rate at which they took jobs from a backlog last; by the settings"
     " assumed_tokens_per_s and assumed_start_s before any. A delayed job counts from the minute of"
     " its time on",
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
-from tokenbus.producer.gateway.board.board_page import INDEX, PAGE_HEADERS, page_files
+from tokenbus.producer.gateway.board.board_page import INDEX, page_files
 from tokenbus.producer.gateway.wire.api_error import not_found
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def router(_: Gateway) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(tags=["board"], include_in_schema=False)
+    # Read and packed now: the first page is not kept waiting for that.
+    page_files()
 
     @routes.get("/ui", response_class=Response)
     async def to_page() -> Response:
@@ -40,7 +42,9 @@ def _file(request: Request, name: str) -> Response:
     found = page_files().get(name)
     if found is None:
         raise not_found("file", name)
-    headers = PAGE_HEADERS | {"ETag": found.etag}
     if request.headers.get("if-none-match") == found.etag:
-        return Response(status_code=304, headers=headers)
-    return Response(found.content, media_type=found.media_type, headers=headers)
+        return Response(status_code=304, headers=found.headers)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        headers = found.headers | {"Content-Encoding": "gzip"}
+        return Response(found.gzipped, media_type=found.media_type, headers=headers)
+    return Response(found.content, media_type=found.media_type, headers=found.headers)

@@ -79,7 +79,8 @@ local function first_step(number, job, record, finish, actual, failed, prompt, c
   end
   if not record[7] then
     note_ended(job, tenant, priority, record[16], finish, failed, prompt, cached, completion,
-      record[15], record[2], record[17], lived and lived[number], now)
+      record[15], record[2], record[17], lived and lived[number], now,
+      (tonumber(record[18]) or 0) * (tonumber(record[19]) or 1))
   end
   write_done(job, record, finish)
   local sum = sum_of(priority, tenant)
@@ -112,7 +113,7 @@ end
 local function complete(number, job, finish, ...)
   local record = call('HMGET', K.job .. job, 'state', 'owner', 'tenant', 'priority', 'weight',
     'charge', 'dead', 'callback', 'flag', 'deadline', 'idem', 'v', 'digest', 'epoch', 'attempts',
-    'created', 'stamps')
+    'created', 'stamps', 'output', 'n')
   local state = record[1]
   record[3] = record[3] or ''
   local is_open = state and state ~= 'done'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from workers.staged_pool import StagedPool
 from workers.stubs import StubWorker, a_job, raw, submit
@@ -119,6 +120,67 @@ async def test_worker_that_starts_counts_from_its_readiness_on(scripts: Scripts)
     assert await seconds() == pytest.approx(1800 / 50)
     figures = await read_figures(scripts.redis, scripts.keys)
     assert figures.worker_seconds_of_backlog == pytest.approx(1800 / 50)
+
+
+async def test_seats_tell_when_the_last_job_is_begun_where_jobs_use_their_bounds(
+    scripts: Scripts,
+) -> None:
+    """By since when each job runs and how long those before did: real pulls, ends made up.
+
+    Where the user may not read what ended, by the rate.
+    """
+    await hundred_pulled(scripts, workers=1, start_s=60.0)
+    await submit(scripts, *(a_job(f"j{number}", output_tokens=100) for number in range(20)))
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    # Four seats, taken by three and one; the fourth job has run for 6 s, of 10.
+    pulled = [job.job_id for size in (3, 1) for job in (await worker.pull(max_jobs=size)).jobs]
+    now_ms = (await read_status(scripts.redis, scripts.keys)).at_ms
+    record = scripts.keys.of("job", pulled[3])
+    await raw(scripts).hset(record, "stamps", f"p{now_ms - 90_000}:gone p{now_ms - 6000}:w")
+    await raw(scripts).rpush(scripts.keys.of("recent"), *ended_rows(now_ms, lasted_ms=10_000))
+    figures = await read_figures(scripts.redis, scripts.keys)
+    # Sixteen wait: one is begun after 4 s, three after 10, as many every 10 s, the last after 40.
+    assert figures.seconds_of_backlog == pytest.approx(40, abs=2)
+    # A seat has fallen free since the worker left others waiting.
+    await raw(scripts).hdel(scripts.keys.of("held", worker.name), pulled[0])
+    figures = await read_figures(scripts.redis, scripts.keys)
+    assert figures.seats is not None
+    assert (figures.seats.num_held, figures.seats.num_free) == (3, 1)
+    # Rows of an earlier release tell no bound, and others ran where nobody waited.
+    await raw(scripts).delete(scripts.keys.of("recent"))
+    rows = [*ended_rows(now_ms, waited_ms=5), *ended_rows(now_ms, bound=())]
+    await raw(scripts).rpush(scripts.keys.of("recent"), *rows)
+    figures = await read_figures(scripts.redis, scripts.keys)
+    assert figures.seats is None
+    assert figures.rate is not None
+    assert figures.seconds_of_backlog == pytest.approx(16 * 102 / figures.rate.work_per_s)
+
+
+def ended_rows(
+    now_ms: int, *, lasted_ms: int = 10_000, waited_ms: int = 500, bound: tuple[int, ...] = (100,)
+) -> list[bytes]:
+    """Return ten jobs of 100 tokens that have ended, as the pool keeps them."""
+    pulled = now_ms - lasted_ms
+    ends = [pulled - waited_ms, now_ms, "length", "", 32, 0, 100, 0, "w", f"p{pulled}:w", ""]
+    return [msgspec.msgpack.encode([1, f"e{at}", "acme", 1, *ends, *bound]) for at in range(10)]
+
+
+async def test_calm_after_a_backlog_forgets_no_rate(scripts: Scripts) -> None:
+    """The next backlog begins at the rate of the last, however long ago that was."""
+    await hundred_pulled(scripts, workers=1)
+    drain = scripts.keys.of("drain")
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    await submit(scripts, *(a_job(f"j{number}") for number in range(9)))
+    now_ms = (await read_status(scripts.redis, scripts.keys)).at_ms
+    await raw(scripts).hset(drain, mapping={"at": now_ms - 3_600_000, "turned": 1})
+    for _ in range(2):
+        [job] = (await worker.pull(max_jobs=1)).jobs
+        await raw(scripts).hdel(scripts.keys.of("held", worker.name), job.job_id)
+    await worker.pull(max_jobs=1)
+    assert float(await raw(scripts).hget(drain, "busy")) > 5000
+    assert (await read_figures(scripts.redis, scripts.keys)).rate is not None
 
 
 async def test_delayed_jobs_are_backlog_from_the_minute_on_in_which_they_are_due(

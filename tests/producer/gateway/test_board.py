@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -276,8 +279,24 @@ async def test_page_loads_nothing_from_elsewhere(redis_url: str, pool: str) -> N
             assert "innerHTML" not in file.text, name
             again = await running.get(f"/ui/{name}", **{"If-None-Match": file.headers["ETag"]})
             assert again.status == 304
+            assert file.headers["Content-Encoding"] == "gzip"
+            plain = await running.get(f"/ui/{name}", **{"Accept-Encoding": "identity"})
+            assert "Content-Encoding" not in plain.headers
+            assert plain.text == file.text
         assert (await running.get("/ui/settings.py")).status == 404
         assert (await running.get("/ui/..%2Fboard_page.py")).status == 404
+
+
+async def test_page_is_painted_before_any_other_file_is_there(redis_url: str, pool: str) -> None:
+    """Its style lies in it, under the policy that names it; scripts wait until it is read."""
+    async with door(redis_url, pool) as running:
+        told = await running.get("/ui/")
+        [style] = re.findall(r"<style>(.*?)</style>", told.text, re.DOTALL)
+        assert style == (await running.get("/ui/board.css")).text
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        assert f"style-src 'self' 'sha256-{digest}';" in told.headers["Content-Security-Policy"]
+        assert 'rel="stylesheet"' not in told.text
+        assert re.findall(r"<script[^>]*>", told.text) == ['<script type="module" src="app.js">']
 
 
 async def test_dashboard_alone_has_no_api(redis_url: str, pool: str) -> None:

@@ -73,6 +73,7 @@ async def test_timeline_tells_every_owner_and_why_it_lost_the_job(
     ]
     assert (job.job_id, job.reason, job.owner, job.num_owners) == ("job", "stop", first.name, 3)
     assert (job.prompt_tokens, job.cached_tokens, job.output_tokens) == (32, 16, 3)
+    assert job.bound_tokens == 16
     assert job.queue_ms is not None
     assert job.ttft_ms is not None
     assert job.itl_ms is None, "gaps of several owners are no gaps between tokens"

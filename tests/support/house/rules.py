@@ -97,7 +97,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer/stored",),
         ("producer/client/watching",),
         ("producer/client",),
-        ("producer/client/reading",),
+        ("producer/client/reading", "producer/client/seats"),
         ("producer/scripts", "producer/server"),
         ("producer/server/guarded",),
         ("producer/contract",),

@@ -1,7 +1,8 @@
 --@offers drained drain_opens drain_rate
 -- The rate at which a worker drains the backlog: how many jobs leave it between two of its own pulls
 -- that find work waiting, each as long as those that were pulled then; all is forgotten with a time
--- constant of 20 s. What is pulled is no measure of its own: an empty worker takes as much as it has
+-- constant of 20 s, in which a calm does not count: a backlog after it is begun at the rate of the one
+-- before. What is pulled is no measure of its own: an empty worker takes as much as it has
 -- room for, at once and once. Nor is what leaves while nothing waits, which is as much as arrives.
 -- What leaves a worker first are the short ones among the jobs it began together: it counts once as
 -- many have left as these were, or while none has come so far.
@@ -19,7 +20,8 @@ local function drained(worker, jobs, tokens, prompts, held, left, now, still_wai
   if before and since and at >= since then
     local ended = math.max(0, before - held)
     if young == 0 or not seen[8] then
-      local decay = math.exp(-math.max(0, now - (tonumber(seen[1]) or now)) / DRAIN_TAU_MS)
+      local since_last = math.min(now - at, now - (tonumber(seen[1]) or now))
+      local decay = math.exp(-math.max(0, since_last) / DRAIN_TAU_MS)
       local function added(number, field)
         return string.format('%.3f', (tonumber(field) or 0) * decay + number)
       end

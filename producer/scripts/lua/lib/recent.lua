@@ -5,13 +5,14 @@
 local FORM, MAX_ENDED, SLACK, BELT_MS = 1, 2000, 100, 604800000
 local rows = {}
 
--- `lived` is what its owner tells; of an error the code alone is kept.
+-- `lived` is what its owner tells, `bound` how many tokens it might generate, 0 where that is not known; of
+-- an error the code alone is kept.
 local function note_ended(job, tenant, priority, created, finish, failed, prompt, cached, completion,
-  attempts, owner, stamps, lived, now)
+  attempts, owner, stamps, lived, now, bound)
   local code = failed == 1 and string.match(finish, '"error":{"code":"([%w_.-]+)"') or ''
   rows[#rows + 1] = cmsgpack.pack({ FORM, job, tenant, priority or '', created or '', now,
     string.match(finish, '^{"reason":"(%a+)"') or '', code, prompt, cached, completion,
-    attempts or '', owner or '', stamps or '', lived or '' })
+    attempts or '', owner or '', stamps or '', lived or '', bound })
 end
 
 local function write_ended()
