@@ -40,8 +40,9 @@ GRAMMAR = "grammar"
 # What a plan takes the host for each sequence outside of grammars, and how much of a step plans may
 # take for all.
 _PLAN_S, _LONGEST = 40e-6, 0.5
-# Weight of the newest in averages of what plans take and of what steps bring.
-_NEWEST = 1 / 16
+# Weight of the newest in averages of what plans take and of what steps bring. A plan counts for so
+# many times the average at most: a thread that was held up once would plan rarely for minutes.
+_NEWEST, _MOST_TIMES = 1 / 16, 4
 # A plan that takes more than this share of a step, and longer than what it chose is to save, is
 # followed by so many steps without one that it is this share of all of them.
 _DEAR, _WASTED_SHARE = 0.2, 0.01
@@ -59,7 +60,7 @@ class _Draft:
     """What may follow `num_known` tokens of a sequence: pieces of it, and rivals of the first.
 
     `chances` say of each token that it is kept; the likeliest `num_chosen` are to be verified.
-    `turn` is the number of the plan that it was made in.
+    `turn` is the number of the step that it was made for.
     """
 
     __slots__ = ("chances", "num_chosen", "num_known", "pieces", "rivals", "turn")
@@ -100,7 +101,8 @@ class DraftPlanner:
         self._acceptance = Acceptance(len(self.names))
         self._drafts: dict[int, _Draft] = {}
         self._steps_without = 0
-        self._num_plans = 0
+        # Steps that were planned or went without; of one that is planned twice both count.
+        self._turn = 0
         # Seconds of a plan for each sequence, and tokens that a step brings of one with a grammar.
         self._plan_s, self._grammar_tokens = _PLAN_S, 1.0
         self.drafted_total: Counter[str] = Counter()
@@ -108,6 +110,7 @@ class DraftPlanner:
 
     def pays(self, num_seqs: int) -> bool:
         """Tell whether drafts may pay in a step of so many sequences; else nobody is asked."""
+        self._turn += 1
         if self._steps_without:
             self._steps_without -= 1
             return False
@@ -118,12 +121,11 @@ class DraftPlanner:
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
         began = self._clock()
-        self._num_plans += 1
         self.pool.file()
         drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
         saved_s = self._choose(seqs, [draft for _, draft in drafts]) if drafts else 0.0
         taken_s = (self._clock() - began) / max(1, len(seqs))
-        self._plan_s += (taken_s - self._plan_s) * _NEWEST
+        self._plan_s += (min(taken_s, _MOST_TIMES * self._plan_s) - self._plan_s) * _NEWEST
         planned_s, step_s = len(seqs) * self._plan_s, self.costs.of(len(seqs))
         if planned_s > max(saved_s, _DEAR * step_s):
             self._steps_without = int(planned_s / (_WASTED_SHARE * step_s))
@@ -220,7 +222,7 @@ class DraftPlanner:
                 chances += _chances(piece, shares, chances[-1] if chances else 1.0)
         if not pieces:
             return None
-        draft = self._drafts[seq.key] = _Draft(num_known, self._num_plans, pieces, rivals, chances)
+        draft = self._drafts[seq.key] = _Draft(num_known, self._turn, pieces, rivals, chances)
         return draft
 
     def _fitting(self, seq: DraftView, shares: Shares) -> list[_Piece]:
@@ -248,11 +250,12 @@ class DraftPlanner:
     def _learn(self, seq: DraftView, draft: _Draft, shares: Shares) -> None:
         """Compare guesses with the tokens that came."""
         came = list(seq.token_ids[draft.num_known : draft.num_known + MAX_DRAFT])
-        if seq.walk_grammar is not None and draft.turn == self._num_plans - 1:
-            # One step: what was not drafted, the grammar forced behind the token that it drew.
+        if seq.walk_grammar is not None:
+            # What was not drafted, the grammar forced behind the tokens that the steps since drew.
             num_right = _num_alike(draft.token_ids()[: draft.num_chosen], came)
             num_new = len(seq.token_ids) - draft.num_known - num_right
-            self._grammar_tokens += (max(1, num_new) - self._grammar_tokens) * _NEWEST
+            a_step = max(1.0, num_new / max(1, self._turn - draft.turn))
+            self._grammar_tokens += (a_step - self._grammar_tokens) * _NEWEST
         for piece in draft.rivals or draft.pieces:
             token_ids = piece.guess.token_ids
             num_right = _num_alike(token_ids, came[piece.at :])

@@ -3,7 +3,8 @@
 A sequence has a row in a step for its next token and one for each drafted token. Times are medians
 of the last few steps, made monotone. Up to twice the largest size that was seen lately, steps count
 as hardly dearer than that one, so they are tried and measured. A size that was dear the first time
-is tried again before it is believed: that step may have been held up.
+is tried again before it is believed: that step may have been held up. Where no step as small as one
+without drafts was seen lately, the next one has none, or nothing would tell what drafts cost.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class StepCosts:
         self._num_steps = 0
         # Relative until something was measured; `_largest` is where what is known ends.
         self._curve, self._largest = [1.0], 0
+        # Where it begins: what is smaller was not seen.
+        self._smallest = _SIZES[-1]
         self._may_pay: dict[int, bool] = {}
 
     def measured(self, num_rows: int, seconds: float) -> None:
@@ -79,6 +82,8 @@ class StepCosts:
             chances: that each is kept, the best first.
             num_tokens: what the step brings without drafts.
         """
+        if num_seqs <= _SIZES[-1] and _SIZES[bisect_left(_SIZES, num_seqs)] < self._smallest:
+            return 0
         least = num_tokens / self.of(num_seqs) * MARGIN
         chances = chances[: max(0, _SIZES[-1] - num_seqs)]
         curve = self._reaching(num_seqs + len(chances))
@@ -118,3 +123,4 @@ class StepCosts:
             step = max(0.0, seconds - begin) / (size - low)
             curve.extend(begin + step * number for number in range(1, size - low + 1))
         self._curve, self._largest = curve, len(curve) - 1
+        self._smallest = min(self._times)

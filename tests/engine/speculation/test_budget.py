@@ -95,6 +95,18 @@ def test_size_that_was_not_seen_for_long_is_tried_again() -> None:
     assert costs.best(1, SURE, 1.0) == 1
 
 
+@pytest.mark.parametrize("num_seqs", [1, 9])
+def test_step_without_drafts_is_taken_before_any_with(num_seqs: int) -> None:
+    """What drafts cost nobody knows unless steps without are seen, lately and of this size."""
+    costs = measured((2 * num_seqs, 0.010))
+    assert costs.best(num_seqs, SURE, num_seqs) == 0
+    costs.measured(num_seqs, 0.006)
+    assert costs.best(num_seqs, SURE, num_seqs) > 0
+    for _ in range(3000):
+        costs.measured(2 * num_seqs, 0.010)
+    assert costs.best(num_seqs, SURE, num_seqs) == 0
+
+
 def test_batches_past_every_table_get_no_drafts() -> None:
     """A thousand sequences leave no room for drafts, and what is absurd is not measured."""
     costs = measured((1, 0.010), (1024, 0.020))
