@@ -10,9 +10,10 @@ another engine. Jobs are calls of a retail agent (tau-bench, MIT), schemas, supp
 product texts; draws are greedy, or of temperature 1 with all filters, some with penalties, biases
 and bad words, three choices, stop strings or log-probabilities.
 
-Where two answers part, the step is taken again alone, and its margin is told: for a greedy token
-how far the two logits lie apart, for a drawn one how far the draw lies from the border of the two
-tokens. Margins of up to 1e-5 are near ties; log-probabilities have to agree within 1e-4.
+Where two answers part, the step is taken again alone, and its margin is told, see `draw_margin`:
+how much a logit has to move for the greedy token of either run, a border between tokens or one of
+the filters for a drawn one. Margins of up to 1e-5 are near ties; log-probabilities have to agree
+within 1e-4.
 """
 
 from __future__ import annotations
@@ -26,12 +27,11 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-import torch
+from draw_margin import margin_of
 from speculation import support_requests, tool_requests
 
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.sampling.filters import filtered_weights
 from tokenbus.engine.sampling.random_draw import uniform
 from tokenbus.engine.scheduling.output_estimator import OutputEstimator
 from tokenbus.engine.speculation.planner import DraftPlanner
@@ -43,6 +43,8 @@ from tokenbus.worker.jobs.prompt import PromptPreparer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from draw_margin import Margin
 
     from tokenbus.engine.engine import Engine
     from tokenbus.engine.types import TokenDelta, TokenLogprobs
@@ -256,33 +258,27 @@ class Player:
             self._add(ride)
 
 
-def margin(engine: Engine, job: PreparedJob, choice: int, ids: Sequence[int], other: int) -> float:
-    """Return how near `other` was to being the token that follows `ids` in an answer."""
+def margin(
+    engine: Engine, job: PreparedJob, choice: int, ids: Sequence[int], told: Sequence[int]
+) -> Margin:
+    """Return how near the tokens that two runs drew behind `ids` were to be drawn alone."""
     state: Any = engine._runner.sampling
     seen, draw = [], state._draw
 
     def noted(*args: Any) -> Any:
-        seen.append((state.adjusted_logits(*args)[-1:].float().clone(), args[1][-1:], args[3]))
+        seen.append(state.adjusted_logits(*args)[-1].float().clone())
         return draw(*args)
 
     state._draw = noted
     params = replace(job.params, stop=(), n=choice + 1, max_tokens=len(ids) + 1)
     done, resumed = tuple(range(choice)), (*[()] * choice, tuple(ids))
     engine.add(Request(10**9, job.prompt_ids, params, resumed_ids=resumed, done_choices=done))
-    drawn: list[int] = []
     while engine.has_work:
-        for delta in engine.step().deltas:
-            drawn += delta.token_ids
+        engine.step()
     del state._draw
-    logits, rows, plan = seen[0]
-    one, two = sorted((drawn[0], other))
-    if job.params.temperature == 0:
-        return abs(float(logits[0, one] - logits[0, two]))
-    weights = filtered_weights(logits, state._table.gather(rows), plan)[0].double()
-    running = weights.cumsum(0) / weights.sum()
     at = uniform(job.params.seed or 0, choice, len(ids))
-    # Of the tokens between the two each has a border; the widest lies at one of the ends.
-    return float(torch.maximum((running[one] - at).abs(), (running[two - 1] - at).abs()))
+    # Taken alone, the step draws either of them or another one.
+    return max(margin_of(seen[0], job.params, at, token_id) for token_id in told)
 
 
 def differences(
@@ -343,9 +339,10 @@ def main() -> None:
     for number, idx, place, what in differences(wanted, found):
         row: dict[str, Any] = {"job": number, "choice": idx, "place": place, "what": what}
         if place is not None:
-            ids, other = wanted[number][idx].ids[:place], found[number][idx].ids[place]
-            row["margin"] = margin(base, jobs[number], idx, ids, other)
-            near += row["margin"] <= NEAR_TIE
+            ids = wanted[number][idx].ids
+            told = ids[place], found[number][idx].ids[place]
+            row |= margin(base, jobs[number], idx, ids[:place], told)._asdict()
+            near += row["size"] <= NEAR_TIE
         apart.append(row)
         print(json.dumps(row), flush=True)
     drafts = [dict(engine.stats().drafts_total) for engine in engines]

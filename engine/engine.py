@@ -105,6 +105,10 @@ class Engine:
         sched = self._scheduler
         return all(seq.awaits_grammar for seq in chain(sched.running, sched.waiting))
 
+    def prepare_grammars(self) -> None:
+        """Build what the first grammar would hold up all others for, if there may be grammars."""
+        self._constrained.warm_up()
+
     def add(self, request: Request) -> None:
         """Queue a request.
 

@@ -8,6 +8,7 @@ for them as long as waiting is cheaper than going without, and no longer.
 from __future__ import annotations
 
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,14 @@ class ConstrainedRows:
         self._under_way: dict[Sequence, Future[GrammarOutcome]] = {}
         self._masks: dict[Sequence, Tensor] = {}
         self._prepared_anew: set[Sequence] = set()
+
+    def warm_up(self) -> None:
+        """Build what all grammars share, where the model and the installation allow grammars.
+
+        It holds the interpreter, for a second with 150k tokens: before anything runs nobody waits.
+        """
+        with suppress(GrammarRejected, ModuleNotFoundError):
+            self._ready_preparer().warm_up()
 
     def prepare(self, seq: Sequence, spec: GrammarSpec) -> None:
         """Start to prepare; the sequence is admitted once that is done.

@@ -90,6 +90,10 @@ class GrammarPreparer:
         self._lock = Lock()
         self._threads: list[Thread] = []
 
+    def warm_up(self) -> None:
+        """Build what all grammars share; the interpreter does nothing else meanwhile."""
+        self._compiler.warm_up()
+
     def prepare(
         self, spec: GrammarSpec, tenant: str, priority: int, output_ids: list[int]
     ) -> Future[GrammarOutcome]:

@@ -46,9 +46,11 @@ class GrammarVocabulary:
             name = type(tokenizer).__name__
             raise GrammarRejected("grammar", f"not possible with the slow tokenizer {name}")
         num_ids = max(vocab_size, len(tokenizer))
-        backend = Tokenizer.from_str(backend.to_str())
-        backend.no_padding()
-        backend.no_truncation()
+        if backend.padding or backend.truncation or not eos_token_ids:
+            # A copy takes as long as four readings, and is made where it has to differ alone.
+            backend = Tokenizer.from_str(backend.to_str())
+            backend.no_padding()
+            backend.no_truncation()
         if not eos_token_ids:
             backend.add_special_tokens([_END])
             end_id = backend.token_to_id(_END)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,8 +36,10 @@ def distinct_masks(masks: Sequence[Tensor | None]) -> tuple[list[Tensor], list[i
 
 def leaves_one(bitmask: Tensor) -> bool:
     """Tell whether a mask, [W] int32 on the CPU, allows one token alone."""
-    words = bitmask[bitmask != 0]
-    return len(words) == 1 and int(words[0]).bit_count() == 1
+    # Of numpy: for each draw behind a draft it is asked on the engine's thread.
+    words = bitmask.numpy().view(np.uint32)
+    places = words.nonzero()[0]
+    return len(places) == 1 and int(words[places[0]]).bit_count() == 1
 
 
 def unpack_table(device: torch.device) -> Tensor:

@@ -202,7 +202,9 @@ def build(
     tell("loading torch", 0.0)
     from tokenbus.engine.build import build_engine
 
-    return build_engine(config, tell), str(folder)
+    engine = build_engine(config, tell)
+    engine.prepare_grammars()
+    return engine, str(folder)
 
 
 def serve(sock: socket.socket) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
@@ -13,6 +14,7 @@ from models.constraints import accepts, encode, schema_spec
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.grammar import GrammarCompiler
+from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.sampling.bitmask import bitmask_width, unpack, unpack_table
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
@@ -67,6 +69,18 @@ def test_every_kind_allows_its_language_and_nothing_else(
     """A constraint covers the whole output: no prefix, no suffix, no other spelling."""
     assert all(accepts(compiler, tokenizer, spec, text) for text in good)
     assert not any(accepts(compiler, tokenizer, spec, text) for text in bad)
+
+
+def test_vocabulary_is_read_without_padding_and_truncation(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """What a tokenizer does to texts for batches is no part of it, and stays with the tokenizer."""
+    wanted = GrammarVocabulary.of(tokenizer, len(tokenizer), (0,))
+    other = deepcopy(tokenizer)
+    other.backend_tokenizer.enable_padding()
+    other.backend_tokenizer.enable_truncation(7)
+    assert GrammarVocabulary.of(other, len(tokenizer), (0,)) == wanted
+    assert other.backend_tokenizer.truncation
 
 
 def test_mask_is_what_accept_allows(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.sampling.bitmask import bitmask_width
+from tokenbus.engine.sampling.bitmask import bitmask_width, leaves_one
 from tokenbus.engine.sampling.logprobs import raw_logprobs
 from tokenbus.engine.sampling.plan import Feature, SamplingPlan
 from tokenbus.engine.sampling.row_table import RowTable
@@ -193,6 +193,28 @@ def test_row_without_any_allowed_token_is_reported(temperature: float) -> None:
     )
     assert sampled.token_ids.tolist() == [EMPTY_ROW, 7]
     assert sampled.inputs().tolist() == [0, 7]
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "is_one"),
+    [
+        ((3,), True),
+        ((31,), True),
+        ((63,), True),
+        ((), False),
+        ((30, 31), False),
+        ((0, 40), False),
+        (tuple(range(32)), False),
+    ],
+    ids=str,
+)
+def test_mask_leaves_one_token_or_not(token_ids: tuple[int, ...], is_one: bool) -> None:
+    """The highest bit of a word is its sign, and a token like any other."""
+    words = [0, 0]
+    for token_id in token_ids:
+        words[token_id // 32] |= 1 << token_id % 32
+    signed = [word - (1 << 32) if word >> 31 else word for word in words]
+    assert leaves_one(torch.tensor(signed, dtype=torch.int32)) is is_one
 
 
 def test_logprobs_describe_the_raw_distribution() -> None:

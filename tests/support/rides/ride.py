@@ -256,15 +256,26 @@ class Ride:
         left = await leaked_keys(scripts)
         load = await scripts.lease.load()
         left += [f"load {name} {value}" for name, value in load.items() if value]
+        for worker, engine in (await self._engines()).items():
+            free = engine["free_pages"] + engine["evictable_pages"]
+            if engine["num_running"] or engine["num_waiting"] or free != engine["num_pages"] - 1:
+                left.append(f"engine of {worker}: {engine}")
+        return left
+
+    async def num_accepted(self) -> int:
+        """Count the drafted tokens that were right, of the engines that live."""
+        counts = [engine["drafts_total"] for engine in (await self._engines()).values()]
+        return sum(accepted for drafts in counts for _, (_, accepted) in drafts)
+
+    async def _engines(self) -> dict[str, dict[str, Any]]:
+        """Return what workers tell of their engines, those that have one."""
+        scripts, found = self.client.scripts, {}
         for raw in await command(scripts, "SMEMBERS", scripts.keys.of("workers")):
             value = await command(scripts, "GET", scripts.keys.of("status", raw.decode()))
             engine = json.loads(value)["engine"] if value else None
-            if engine is None:
-                continue
-            free = engine["free_pages"] + engine["evictable_pages"]
-            if engine["num_running"] or engine["num_waiting"] or free != engine["num_pages"] - 1:
-                left.append(f"engine of {raw.decode()}: {engine}")
-        return left
+            if engine is not None:
+                found[raw.decode()] = engine
+        return found
 
     async def _read(self, story: Story) -> Story:
         if story.finish is not None:

@@ -15,10 +15,13 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 import structlog
 from models.architectures import draw_model, tiny_sizes
+from models.tiny_model import TinyModel
 from patience import PATIENCE_S
 from transformers import LlamaConfig
 
 from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.engine import Engine
+from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.types import EngineLimits
 from tokenbus.engine.weights import model_store
 from tokenbus.worker import logs
@@ -86,6 +89,23 @@ def test_alias_is_fetched_and_every_phase_told(
     assert len(shares) > 10
     assert shares == sorted(shares)
     assert 0.9 < shares[-1] < 1
+
+
+def test_engine_has_built_what_grammars_share_before_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first grammar would hold the interpreter for that, and all that runs beside it."""
+    config = EngineConfig(str(TinyModel(tmp_path).folder), device="cpu", num_pages=20)
+    engine, _ = build(StartEngine.of(config))
+    assert isinstance(engine, Engine)
+
+    def fail(*_: object) -> None:
+        pytest.fail("built while it serves")
+
+    for name in ("of", "build"):
+        monkeypatch.setattr(GrammarVocabulary, name, fail)
+    engine.prepare_grammars()
+    engine.close()
 
 
 def test_worker_hears_of_each_phase_at_once_and_of_few_steps() -> None:
