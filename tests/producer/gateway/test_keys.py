@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from gateways.doors import door, forget_deployment, frames_of
 from patience import PATIENCE_S, until_within
 from pydantic import SecretStr
-from workers.forked_command import forked_command
 from workers.null_workers import worker
 
 from tokenbus.producer.commands.cli import main
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.server.embedded import EmbeddedServer
 
+_COMMAND = (
+    "import sys; from tokenbus.producer.commands.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 BODY: dict[str, Any] = {"prompt": "hi", "max_tokens": 3, "seed": 1}
 
 
@@ -44,11 +48,10 @@ async def redis(private_server: EmbeddedServer) -> AsyncIterator[Redis]:
     await made.aclose()
 
 
-def tokenbus(url: str, *args: str) -> tuple[int, str]:
-    """Run a command as an operator does; return its exit status, and what it says of errors."""
-    with forked_command(*args, "--redis", url) as process:
-        said = process.stderr.read()
-        return process.join(), said
+def tokenbus(url: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as an operator does."""
+    command = [sys.executable, "-P", "-c", _COMMAND, *args, "--redis", url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 async def test_key_is_kept_as_a_digest_and_shown_once(redis: Redis) -> None:
@@ -204,8 +207,8 @@ async def test_revoked_key_ends_its_streams_and_jobs(
         async with asyncio.timeout(PATIENCE_S):
             await begun.wait()
             await until_within(lambda: len(streams) == 3, PATIENCE_S)
-        code, said = await asyncio.to_thread(tokenbus, url, "keys", "revoke", record.key_id)
-        assert code == 0, said
+        revoking = await asyncio.to_thread(tokenbus, url, "keys", "revoke", record.key_id)
+        assert revoking.returncode == 0, revoking.stderr
         await until_within(lambda: all(each.done() for each in (reading, at_once, response)), 2.0)
         assert at_once.result().error["code"] == "invalid_api_key"
         assert response.result().data_frames[-1].json["code"] == "invalid_api_key"
