@@ -40,10 +40,14 @@ _LEAST_LANES, _MOST_LANES, _CORES_PER_LANE = 2, 4, 4
 
 @dataclass(frozen=True, slots=True)
 class ReadyGrammar:
-    """A matcher at the place of its sequence, and the mask of the next token."""
+    """A matcher at the place of its sequence, and the mask of the next token.
+
+    `forced` are the tokens that it has accepted on the way, because they had no alternative.
+    """
 
     matcher: GrammarMatcher
     mask: Tensor
+    forced: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +127,9 @@ class GrammarPreparer:
         self._put(order)
         return order.future
 
-    def next_mask(self, matcher: GrammarMatcher) -> Future[GrammarOutcome]:
-        """Begin to compute the mask of the next token."""
-        return self._mask_threads.submit(_outcome, lambda: ReadyGrammar(matcher, matcher.mask()))
+    def next_mask(self, matcher: GrammarMatcher, most: int) -> Future[GrammarOutcome]:
+        """Begin to accept forced tokens, `most` at most, and to compute the mask behind them."""
+        return self._mask_threads.submit(_outcome, partial(_next, matcher, most))
 
     def begin(self, work: Callable[[], list[Tensor]]) -> Future[list[Tensor]]:
         """Begin to compute several masks."""
@@ -199,6 +203,11 @@ class GrammarPreparer:
 def _at(grammar: CompiledGrammar, output_ids: list[int]) -> ReadyGrammar:
     matcher = grammar.matcher(output_ids)
     return ReadyGrammar(matcher, matcher.mask())
+
+
+def _next(matcher: GrammarMatcher, most: int) -> ReadyGrammar:
+    found = matcher.next_tokens(most)
+    return ReadyGrammar(matcher, found.mask, found.forced)
 
 
 def _outcome(work: Callable[[], ReadyGrammar]) -> GrammarOutcome:
