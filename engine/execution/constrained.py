@@ -128,7 +128,9 @@ class ConstrainedRows:
                             self._masks.pop(seq),
                             chunk.draft,
                             first,
-                        )
+                        ),
+                        seq.request.tenant,
+                        seq.request.priority,
                     )
         return masks
 
@@ -182,7 +184,13 @@ class ConstrainedRows:
         most = _most_forced(seq)
         known = seq.matcher.known_next(most)
         if known is None:
-            self._begin(seq, self._ready_preparer().next_mask(seq.matcher, most))
+            request = seq.request
+            self._begin(
+                seq,
+                self._ready_preparer().next_mask(
+                    seq.matcher, most, request.tenant, request.priority
+                ),
+            )
             return ()
         self._masks[seq] = known.mask
         return known.forced
