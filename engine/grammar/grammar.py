@@ -14,9 +14,8 @@ from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.answer_watch import AnswerWatch
-from tokenbus.engine.grammar.forced_run import forced_run
 from tokenbus.engine.grammar.json_schema import failing_place
-from tokenbus.engine.grammar.limits import GrammarLimits, too_slow
+from tokenbus.engine.grammar.limits import GrammarLimits, forced_run, too_slow
 from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch
 from tokenbus.engine.grammar.schema.source_words import first_tokens
 from tokenbus.engine.grammar.translation import (
@@ -162,7 +161,7 @@ class GrammarMatcher:
     def forced_tokens(self) -> list[int]:
         """Return the tokens that have no alternative from here on; they are not yet accepted.
 
-        There are none where they would be too many: see `forced_run`.
+        There are none where they would be too many: see `limits.forced_run`.
         Raises: GrammarRejected if the grammar exceeds its limits here.
         """
         begins = time.thread_time()
@@ -199,7 +198,7 @@ class GrammarMatcher:
         run = None if path is None else self.source.runs.get(path)
         if run is None:
             if known is not None:
-                # So that the bytes of the run are known, see `forced_run`.
+                # So that the bytes of the run are known, see `limits.forced_run`.
                 self._matcher.compute_bitmask()
             run = tuple(self.forced_tokens())
             if path in self.source.masks and len(run) <= _MAX_KEPT_RUN:

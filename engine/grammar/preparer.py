@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.grammar.grammar_cache import GrammarCache, RefusalCache
-from tokenbus.engine.grammar.mask_threads import MaskThreads
 from tokenbus.engine.grammar.prober_link import ProberLink
-from tokenbus.engine.grammar.tenant_queue import TenantQueue
+from tokenbus.engine.grammar.tenant_queue import TenantQueue, TenantThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +91,7 @@ class GrammarPreparer:
         self._num_lanes = min(_MOST_LANES, max(_LEAST_LANES, cores // _CORES_PER_LANE))
         self._prober = ProberLink(self._compiler.vocabulary, limits, self._num_lanes)
         self._queue: TenantQueue[_Order] = TenantQueue(self._num_lanes)
-        self._mask_threads = MaskThreads(_NUM_MASK_THREADS)
+        self._mask_threads = TenantThreads(_NUM_MASK_THREADS)
         self._lock = Lock()
         self._threads: list[Thread] = []
 

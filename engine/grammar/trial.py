@@ -19,9 +19,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.grammar.forced_run import forced_run
 from tokenbus.engine.grammar.json_schema import failing_place
-from tokenbus.engine.grammar.limits import TRIAL_MEMORY_BYTES, GrammarLimits, too_slow
+from tokenbus.engine.grammar.limits import (
+    TRIAL_MEMORY_BYTES,
+    GrammarLimits,
+    forced_run,
+    too_slow,
+)
 from tokenbus.engine.grammar.translation import (
     Unreadable,
     library_grammar,

@@ -12,9 +12,8 @@ import torch
 from models.constraints import accepts, encode, schema_spec
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.grammar.forced_run import MAX_FORCED_BYTES
 from tokenbus.engine.grammar.grammar import GrammarCompiler
-from tokenbus.engine.grammar.limits import GrammarLimits
+from tokenbus.engine.grammar.limits import MAX_FORCED_BYTES, GrammarLimits
 from tokenbus.engine.sampling.bitmask import bitmask_width, unpack, unpack_table
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
