@@ -376,35 +376,52 @@ class Engine:
     def _deliver_constrained(
         self, seq: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs]
     ) -> None:
-        """Deliver drawn tokens, each after the grammar took the one before, and forced ones."""
+        """Deliver drawn tokens, each after the grammar took the one before, and forced ones.
+
+        Those that are not known to be forced come later, with the mask behind them.
+        """
         kept, reason, forced = self._advance(seq, token_ids)
         scored = tuple(
             replace(entry, forced=is_forced)
             for entry, is_forced in zip(logprobs[: len(kept)], seq.draws_forced, strict=False)
         )
-        if reason is None and forced is not None:
-            is_over = seq.matcher is not None and seq.matcher.is_finished
-            if forced and scored:
-                self._scheduler.hold_forced(seq, forced, is_last=is_over)
-                is_over = False
-            elif forced:
-                more, reason = _kept(tuple(forced), self._scheduler.append_forced(seq, forced))
-                kept += more
-            if reason is None and is_over:
-                reason = FinishReason.STOP
-                self._scheduler.remove(seq, reason)
-            elif reason is None and seq.held_end is None:
-                self._constrained.await_next(seq)
+        while reason is None and forced is not None:
+            more, reason = self._extend(seq, forced)
+            kept += more
+            if reason is not None or seq.held_end is not None:
+                break
+            forced = self._constrained.await_next(seq) or None
         if kept or reason is not None:
             self._emit(seq, kept, reason, scored)
 
+    def _extend(
+        self, seq: Sequence, forced: TokenIds[int]
+    ) -> tuple[tuple[int, ...], FinishReason | None]:
+        """Extend a sequence by forced tokens; end it if its grammar is complete with them.
+
+        Returns: those to deliver now, and why it has ended, if it has. Where logprobs are asked for
+            both wait for these.
+        """
+        is_over = self._constrained.is_complete(seq)
+        if forced and seq.request.params.logprobs is not None:
+            self._scheduler.hold_forced(seq, forced, is_last=is_over)
+            return (), None
+        kept: tuple[int, ...] = ()
+        reason = None
+        if forced:
+            kept, reason = _kept(tuple(forced), self._scheduler.append_forced(seq, forced))
+        if reason is None and is_over:
+            reason = FinishReason.STOP
+            self._scheduler.remove(seq, reason)
+        return kept, reason
+
     def _advance(
         self, seq: Sequence, token_ids: list[int]
-    ) -> tuple[tuple[int, ...], FinishReason | None, list[int] | None]:
+    ) -> tuple[tuple[int, ...], FinishReason | None, TokenIds[int] | None]:
         """Take drawn tokens one by one, as far as the grammar goes along.
 
         Returns: the tokens taken; why the sequence ended with the last, if it did; and the tokens
-            that are forced behind it, None if the grammar gave up.
+            that are known to be forced behind it, None if the grammar gave up.
         """
         kept: tuple[int, ...] = ()
         forced: list[int] = []
@@ -420,9 +437,13 @@ class Engine:
             if forced:
                 kept, forced = (*kept, token_id), forced[1:]
                 continue
-            found = None
+            found: list[int] | None = None
             with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):
-                found = self._constrained.accept(seq, token_id)
+                if len(token_ids) > 1:
+                    found = self._constrained.accept_drafted(seq, token_id)
+                else:
+                    self._constrained.accept(seq, token_id)
+                    found = []
             if found is None:
                 return kept, None, None
             kept, forced = (*kept, token_id), found
@@ -486,11 +507,14 @@ class Engine:
                 self._constrained.drop(seq)
 
     def _take_grammars(self) -> None:
-        """End what need not run on: its grammar failed, or the tokens it has complete it."""
+        """Deliver forced tokens, and end those whose grammar failed or is complete."""
         if self.is_stalled:
             self._constrained.wait()
-        for seq in self._constrained.take_prepared():
-            self._end(seq, FinishReason.STOP)
+        for seq, forced in self._constrained.take_prepared():
+            with self._containment.guard(seq, "its forced tokens were taken"):
+                kept, reason = self._extend(seq, forced)
+                if kept or reason is not None:
+                    self._emit(seq, kept, reason, ())
         self._end_failed()
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.config import EngineConfig
     from tokenbus.engine.containment import Containment
-    from tokenbus.engine.grammar.preparer import GrammarOutcome, GrammarPreparer
+    from tokenbus.engine.grammar.preparer import GrammarOutcome, GrammarPreparer, ReadyGrammar
     from tokenbus.engine.scheduling.plan import StepPlan
     from tokenbus.engine.scheduling.sequence import Sequence
     from tokenbus.engine.types import EngineLimits, GrammarSpec
@@ -73,15 +73,16 @@ class ConstrainedRows:
         seq.needs_tokens = True
         request = seq.request
         known = None if seq.num_output else preparer.at_start(spec, request.tenant)
-        if known is not None and not self._takes(seq, known):
+        if known is not None and not known.matcher.is_finished:
+            self._take(seq, known)
             return
         self._begin(seq, preparer.prepare(spec, request.tenant, request.priority, _output_ids(seq)))
 
-    def take_prepared(self) -> Iterator[Sequence]:
+    def take_prepared(self) -> Iterator[tuple[Sequence, tuple[int, ...]]]:
         """Take what has come of the work under way.
 
-        A failure becomes the fault of its sequence. Yields: the sequences that are complete with
-        the tokens that they have.
+        A failure becomes the fault of its sequence. Yields: the others, with the tokens that are
+        forced behind those that they have; some are complete with them, see `is_complete`.
         """
         if not self._under_way:
             return
@@ -95,11 +96,11 @@ class ConstrainedRows:
         for seq, future in list(self._under_way.items()):
             if not future.done() or self._under_way.pop(seq, None) is None:
                 continue
-            is_complete = False
+            taken = None
             with self._containment.guard(seq, "its grammar was prepared", FaultCode.GRAMMAR):
-                is_complete = self._takes(seq, future.result())
-            if is_complete:
-                yield seq
+                taken = self._take(seq, future.result())
+            if taken is not None:
+                yield seq, taken.forced
 
     def wait(self) -> None:
         """Wait a little for some work under way, where a step would have nothing else to do."""
@@ -136,7 +137,9 @@ class ConstrainedRows:
                             self._masks.pop(seq),
                             chunk.draft,
                             first,
-                        )
+                        ),
+                        seq.request.tenant,
+                        seq.request.priority,
                     )
         return masks
 
@@ -145,20 +148,28 @@ class ConstrainedRows:
         assert seq.matcher is not None
         return DraftWalk(seq.matcher.fork())
 
-    def accept(self, seq: Sequence, token_id: int) -> list[int]:
-        """Advance by a sampled token; return the tokens that are then left without a choice.
-
-        None are where a rule may forbid one of them: each is then drawn, under the rule.
+    def accept(self, seq: Sequence, token_id: int) -> None:
+        """Advance by a sampled token.
 
         Raises: GrammarRejected if the grammar cannot advance.
         """
         assert seq.matcher is not None
         try:
             seq.matcher.accept(token_id)
-            params = seq.request.params
-            if params.bad_words or seq.num_output < params.min_tokens:
-                return []
-            forced = seq.matcher.forced_tokens()
+        except GrammarRejected:
+            if not self._prepare_anew(seq):
+                raise
+
+    def accept_drafted(self, seq: Sequence, token_id: int) -> list[int]:
+        """Advance by a token that others of a draft follow; return those that are then forced.
+
+        Raises: GrammarRejected if the grammar cannot advance.
+        """
+        assert seq.matcher is not None
+        try:
+            seq.matcher.accept(token_id)
+            most = _most_forced(seq)
+            forced = seq.matcher.forced_tokens()[:most] if most else []
             for forced_id in forced:
                 seq.matcher.accept(forced_id)
         except GrammarRejected:
@@ -167,16 +178,31 @@ class ConstrainedRows:
             return []
         return forced
 
-    def await_next(self, seq: Sequence) -> None:
-        """Begin to compute the mask of the next token, unless it is known."""
+    def is_complete(self, seq: Sequence) -> bool:
+        """Tell whether nothing may follow the tokens that a sequence has."""
+        return seq.matcher is not None and seq.matcher.is_finished
+
+    def await_next(self, seq: Sequence) -> tuple[int, ...]:
+        """Begin to find the forced tokens from here on and the mask behind them.
+
+        Returns: the forced tokens, if all of it is known.
+        """
         if seq in self._under_way:
-            return
+            return ()
         assert seq.matcher is not None
-        known = seq.matcher.known_mask()
+        most = _most_forced(seq)
+        known = seq.matcher.known_next(most)
         if known is None:
-            self._begin(seq, self._ready_preparer().next_mask(seq.matcher))
-        else:
-            self._masks[seq] = known
+            request = seq.request
+            self._begin(
+                seq,
+                self._ready_preparer().next_mask(
+                    seq.matcher, most, request.tenant, request.priority
+                ),
+            )
+            return ()
+        self._masks[seq] = known.mask
+        return known.forced
 
     def drop(self, seq: Sequence) -> None:
         """Drop what is known of a sequence that ended."""
@@ -195,19 +221,19 @@ class ConstrainedRows:
         self._under_way[seq] = future
         seq.awaits_grammar = True
 
-    def _takes(self, seq: Sequence, outcome: GrammarOutcome) -> bool:
-        """Take an outcome; tell whether the sequence is complete with it."""
+    def _take(self, seq: Sequence, outcome: GrammarOutcome) -> ReadyGrammar | None:
+        """Take an outcome; return it if the sequence can go on from it."""
         # Imported on use: an engine without grammars runs where llguidance is not installed.
         from tokenbus.engine.grammar.preparer import FailedGrammar
 
         if isinstance(outcome, FailedGrammar):
             if not self._prepare_anew(seq):
                 self._containment.fail(seq, Fault(FaultCode.GRAMMAR, outcome.reason))
-            return False
+            return None
         seq.awaits_grammar = False
         seq.matcher = outcome.matcher
         self._masks[seq] = outcome.mask
-        return outcome.matcher.is_finished
+        return outcome
 
     def _prepare_anew(self, seq: Sequence) -> bool:
         """Give a sequence whose grammar is stuck a fresh one, once; tell whether it gets one."""
@@ -230,7 +256,7 @@ class ConstrainedRows:
         if self._preparer is None:
             if self._tokenizer is None:
                 raise GrammarRejected("grammar", "the model has no tokenizer")
-            # Imported on use: see `_takes`.
+            # Imported on use: see `_take`.
             from tokenbus.engine.grammar.limits import GrammarLimits
             from tokenbus.engine.grammar.preparer import GrammarPreparer
 
@@ -246,6 +272,17 @@ class ConstrainedRows:
                 self._tokenizer, self._limits.vocab_size, self._limits.eos_token_ids, limits
             )
         return self._preparer
+
+
+def _most_forced(seq: Sequence) -> int:
+    """Return how many forced tokens a sequence may take now.
+
+    None where a rule may forbid one of them: each is then drawn, under the rule.
+    """
+    params = seq.request.params
+    if params.bad_words or seq.num_output < params.min_tokens:
+        return 0
+    return seq.max_length - len(seq.token_ids)
 
 
 def _output_ids(seq: Sequence) -> list[int]:

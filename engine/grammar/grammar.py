@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from llguidance import LLMatcher
@@ -15,7 +15,7 @@ from llguidance import LLMatcher
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.answer_watch import AnswerWatch
 from tokenbus.engine.grammar.json_schema import failing_place
-from tokenbus.engine.grammar.limits import GrammarLimits, too_slow
+from tokenbus.engine.grammar.limits import GrammarLimits, forced_run, too_slow
 from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch
 from tokenbus.engine.grammar.schema.source_words import first_tokens
 from tokenbus.engine.grammar.translation import (
@@ -44,6 +44,15 @@ if TYPE_CHECKING:
 # Masks that a grammar keeps, and how many tokens an output may have for its place to be kept.
 # Labels and the heads of objects are the same in every output; what follows hardly ever is.
 _MAX_PLACES, _MAX_DEPTH = 64, 16
+# Tokens of a forced run that is kept: longer ones are rare, and found again for each output.
+_MAX_KEPT_RUN = 64
+
+
+class NextTokens(NamedTuple):
+    """Tokens that a matcher has accepted because they were forced, and the mask behind them."""
+
+    forced: tuple[int, ...]
+    mask: Tensor
 
 
 class NotCompiled(GrammarRejected):
@@ -135,6 +144,10 @@ class GrammarMatcher:
         begins = time.thread_time()
         is_taken = self._matcher.consume_token(token_id)
         self._check(begins)
+        self._follow(token_id, is_taken=is_taken)
+
+    def _follow(self, token_id: int, *, is_taken: bool) -> None:
+        """Keep path and watch beside a token that the library was given."""
         if not is_taken:
             raise GrammarRejected("grammar", f"token {token_id} does not satisfy the grammar")
         if self._watch is not None:
@@ -148,12 +161,66 @@ class GrammarMatcher:
     def forced_tokens(self) -> list[int]:
         """Return the tokens that have no alternative from here on; they are not yet accepted.
 
+        There are none where they would be too many: see `limits.forced_run`.
         Raises: GrammarRejected if the grammar exceeds its limits here.
         """
         begins = time.thread_time()
-        forced: list[int] = self._matcher.compute_ff_tokens()
+        forced = forced_run(self._matcher)
         self._check(begins)
         return forced
+
+    def known_next(self, most: int) -> NextTokens | None:
+        """Accept the forced tokens from here on, if they and the mask behind them are known.
+
+        Returns: what `next_tokens` does; None, and nothing is accepted, if it is not known.
+        """
+        if self._path is None or self.is_broken:
+            return None
+        run = self.source.runs.get(self._path) if most else ()
+        if run is None or len(run) > _MAX_DEPTH:
+            return None
+        mask = self.source.masks.get((*self._path, *run[:most]))
+        if mask is None:
+            return None
+        self._accept_run(run[:most])
+        return NextTokens(run[:most], mask)
+
+    def next_tokens(self, most: int) -> NextTokens:
+        """Accept the forced tokens from here on, `most` at most, and make the mask behind them.
+
+        It takes too long for the thread of the engine, which may go on meanwhile.
+        Raises: GrammarRejected if the grammar exceeds its limits on the way.
+        """
+        path, known = self._path, self.known_mask()
+        mask = self.mask()
+        if not most:
+            return NextTokens((), mask)
+        run = None if path is None else self.source.runs.get(path)
+        if run is None:
+            if known is not None:
+                # So that the bytes of the run are known, see `limits.forced_run`.
+                self._matcher.compute_bitmask()
+            run = tuple(self.forced_tokens())
+            if path in self.source.masks and len(run) <= _MAX_KEPT_RUN:
+                self.source.runs[path] = run
+        self._accept_run(run[:most])
+        if self.is_finished:
+            # Nothing is drawn any more.
+            if self._path is not None:
+                self.source.keep(self._path, mask)
+        elif 0 < len(run) < most:
+            mask = self.mask()
+        return NextTokens(run[:most], mask)
+
+    def _accept_run(self, token_ids: tuple[int, ...]) -> None:
+        """Accept forced tokens in one call. Raises: as `accept`."""
+        if not token_ids:
+            return
+        begins = time.thread_time()
+        is_taken = self._matcher.consume_tokens(list(token_ids))
+        self._check(begins)
+        for token_id in token_ids:
+            self._follow(token_id, is_taken=is_taken)
 
     def fork(self) -> GrammarMatcher:
         """Return an independent matcher at the same place."""
@@ -173,6 +240,7 @@ class GrammarMatcher:
         if self._matcher.is_error():
             # The next sequence finds out whether others are stuck as well.
             self.source.masks.clear()
+            self.source.runs.clear()
             raise GrammarRejected("grammar", reason_of(self._matcher.get_error()))
         if spent_s * 1000 > self.source.limits.token_ms:
             raise GrammarRejected("grammar", too_slow(spent_s * 1000, self.source.limits))
@@ -182,8 +250,8 @@ class CompiledGrammar:
     """A compiled constraint; any number of sequences follow it.
 
     `prototype` stands at the start for ever. `masks` are those of the places that outputs came to
-    first, by their tokens. `spent_s` is the processor time of all masks: the library's memory grows
-    with it.
+    first, by their tokens, and `runs` the tokens that are forced there. `spent_s` is the processor
+    time of all masks: the library's memory grows with it.
     """
 
     def __init__(
@@ -205,6 +273,7 @@ class CompiledGrammar:
         self.width = width
         self.limits = limits
         self.masks: dict[tuple[int, ...], Tensor] = {}
+        self.runs: dict[tuple[int, ...], tuple[int, ...]] = {}
         self.spent_s = 0.0
 
     def new_watch(self) -> KeyWatch | AnswerWatch | None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from llguidance import LLParserLimits
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 # Address space of a trial beside what its process had before, in bytes. The heaviest schema that
 # compiles within the default time took 40 MiB.
@@ -13,6 +17,9 @@ TRIAL_MEMORY_BYTES = 1 << 30
 # Wall time of a trial per second of its processor time, and what is added, in seconds: a machine
 # with many times more to do than cores is not the grammar's fault, and a long trial yields to it.
 _WALL_PER_CPU, _WALL_EXTRA_S = 16.0, 5.0
+# Longer runs are drawn token by token, each from a mask that allows it alone. The library cuts a
+# run into tokens at 1.6 us a byte, 26 ms for so many, and meanwhile no other thread runs Python.
+MAX_FORCED_BYTES = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -59,3 +66,14 @@ def too_slow(spent_ms: float, limits: GrammarLimits) -> str:
         f"one token of the grammar took {spent_ms:.0f} ms of processor time,"
         f" the limit is {limits.token_ms:g} ms"
     )
+
+
+def forced_run(matcher: LLMatcher) -> list[int]:
+    """Return the tokens that have no alternative from here on, none if they are too many.
+
+    Behind the mask of the same place, which other threads do not wait for, their bytes are known.
+    """
+    if 0 < len(matcher.compute_ff_bytes()) <= MAX_FORCED_BYTES:
+        tokens: list[int] = matcher.compute_ff_tokens()
+        return tokens
+    return []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.grammar.grammar_cache import GrammarCache, RefusalCache
 from tokenbus.engine.grammar.prober_link import ProberLink
-from tokenbus.engine.grammar.tenant_queue import TenantQueue
+from tokenbus.engine.grammar.tenant_queue import TenantQueue, TenantThreads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,18 +32,23 @@ if TYPE_CHECKING:
     from tokenbus.engine.grammar.limits import GrammarLimits
     from tokenbus.engine.types import GrammarSpec
 
-# Threads for masks. They are fast and bounded, and the library lets them run side by side.
-_NUM_MASK_THREADS = 2
+# Threads for masks, of which one tenant has two at a time. Masks are fast and bounded, and the
+# library lets them run side by side.
+_NUM_MASK_THREADS = 3
 # Trials at a time: two, so that one tenant's do not hold up another's, more on many cores.
 _LEAST_LANES, _MOST_LANES, _CORES_PER_LANE = 2, 4, 4
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyGrammar:
-    """A matcher at the place of its sequence, and the mask of the next token."""
+    """A matcher at the place of its sequence, and the mask of the next token.
+
+    `forced` are the tokens that it has accepted on the way, because they had no alternative.
+    """
 
     matcher: GrammarMatcher
     mask: Tensor
+    forced: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ class GrammarPreparer:
         self._num_lanes = min(_MOST_LANES, max(_LEAST_LANES, cores // _CORES_PER_LANE))
         self._prober = ProberLink(self._compiler.vocabulary, limits, self._num_lanes)
         self._queue: TenantQueue[_Order] = TenantQueue(self._num_lanes)
-        self._mask_threads = ThreadPoolExecutor(_NUM_MASK_THREADS, thread_name_prefix="masks")
+        self._mask_threads = TenantThreads(_NUM_MASK_THREADS)
         self._lock = Lock()
         self._threads: list[Thread] = []
 
@@ -103,7 +108,8 @@ class GrammarPreparer:
         if known is None:
             self._put(order)
         else:
-            self._mask_threads.submit(self._serve_known, order, known)
+            work = partial(self._serve_known, order, known)
+            self._mask_threads.submit(tenant, priority, work)
         return order.future
 
     def at_start(self, spec: GrammarSpec, tenant: str) -> ReadyGrammar | None:
@@ -127,19 +133,24 @@ class GrammarPreparer:
         self._put(order)
         return order.future
 
-    def next_mask(self, matcher: GrammarMatcher) -> Future[GrammarOutcome]:
-        """Begin to compute the mask of the next token."""
-        return self._mask_threads.submit(_outcome, lambda: ReadyGrammar(matcher, matcher.mask()))
+    def next_mask(
+        self, matcher: GrammarMatcher, most: int, tenant: str, priority: int
+    ) -> Future[GrammarOutcome]:
+        """Begin to accept forced tokens, `most` at most, and to compute the mask behind them."""
+        work = partial(_outcome, partial(_next, matcher, most))
+        return self._mask_threads.submit(tenant, priority, work)
 
-    def begin(self, work: Callable[[], list[Tensor]]) -> Future[list[Tensor]]:
+    def begin(
+        self, work: Callable[[], list[Tensor]], tenant: str, priority: int
+    ) -> Future[list[Tensor]]:
         """Begin to compute several masks."""
-        return self._mask_threads.submit(work)
+        return self._mask_threads.submit(tenant, priority, work)
 
     def close(self) -> None:
         """Stop threads and process; what is under way comes to nothing."""
         self._queue.close()
         self._prober.close()
-        self._mask_threads.shutdown(wait=False, cancel_futures=True)
+        self._mask_threads.close()
 
     def _put(self, order: _Order) -> None:
         self._queue.put(order.tenant, order.priority, order)
@@ -203,6 +214,11 @@ class GrammarPreparer:
 def _at(grammar: CompiledGrammar, output_ids: list[int]) -> ReadyGrammar:
     matcher = grammar.matcher(output_ids)
     return ReadyGrammar(matcher, matcher.mask())
+
+
+def _next(matcher: GrammarMatcher, most: int) -> ReadyGrammar:
+    found = matcher.next_tokens(most)
+    return ReadyGrammar(matcher, found.mask, found.forced)
 
 
 def _outcome(work: Callable[[], ReadyGrammar]) -> GrammarOutcome:

@@ -20,7 +20,12 @@ from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import failing_place
-from tokenbus.engine.grammar.limits import TRIAL_MEMORY_BYTES, GrammarLimits, too_slow
+from tokenbus.engine.grammar.limits import (
+    TRIAL_MEMORY_BYTES,
+    GrammarLimits,
+    forced_run,
+    too_slow,
+)
 from tokenbus.engine.grammar.translation import (
     Unreadable,
     library_grammar,
@@ -176,7 +181,7 @@ class GrammarTrial:
             if reason:
                 return reason
             self._timed(partial(matcher.consume_token, _random_token(mask, draw)))
-            forced = self._timed(matcher.compute_ff_tokens)
+            forced = self._timed(partial(forced_run, matcher))
             if forced and not matcher.is_error():
                 self._timed(partial(matcher.consume_tokens, forced))
             if matcher.is_error():

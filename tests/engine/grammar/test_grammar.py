@@ -14,6 +14,7 @@ from models.constraints import accepts, encode, schema_spec
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.grammar import GrammarCompiler
+from tokenbus.engine.grammar.limits import MAX_FORCED_BYTES, GrammarLimits
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.sampling.bitmask import bitmask_width, unpack, unpack_table
 from tokenbus.engine.types import GrammarKind, GrammarSpec
@@ -134,6 +135,52 @@ def test_forced_tokens_have_no_alternative(
         matcher.accept(token_id)
     free = compiled.matcher(encode(tokenizer, '{"name": "B'))
     assert free.forced_tokens() == []
+
+
+def test_run_too_long_to_be_forced_is_drawn_token_by_token(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Each mask on its way leaves one token, until the rest is short enough to be forced."""
+    text = "bus " * (MAX_FORCED_BYTES // 4 + 3)
+    spec = GrammarSpec(GrammarKind.CHOICE, json.dumps([text, "x"]))
+    limits = GrammarLimits(token_ms=5000)
+    matcher = GrammarCompiler(tokenizer, len(tokenizer), (0,), limits).compile(spec).matcher()
+    drawn = encode(tokenizer, "b")
+    matcher.accept(drawn[0])
+    while not (forced := matcher.next_tokens(len(text)).forced):
+        (only,) = allowed(matcher, len(tokenizer))
+        matcher.accept(only)
+        drawn.append(only)
+    assert len(drawn) > 1
+    assert tokenizer.decode([*drawn, *forced]) == text
+    assert matcher.is_finished
+
+
+def test_next_tokens_are_known_to_all_who_come_to_a_place(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """What one has found, and no more of it than is left to it, the next one has at once."""
+    spec = GrammarSpec(GrammarKind.CHOICE, json.dumps(["red sky", "ready", "no", "nor any"]))
+    compiled = compiler.compile(spec)
+    for text in ("n", "re", "red"):
+        ids = encode(tokenizer, text)
+        first, second, fresh = (
+            compiled.matcher(ids),
+            compiled.matcher(ids),
+            compiler.compile(spec).matcher(ids),
+        )
+        assert second.known_next(9) is None
+        found = first.next_tokens(9)
+        assert list(found.forced) == fresh.forced_tokens()
+        known = second.known_next(9)
+        assert known is not None
+        assert known.forced == found.forced
+        assert known.mask is found.mask
+        assert second._path == first._path
+        assert second.is_finished == first.is_finished
+        third = compiled.matcher(ids)
+        assert third.next_tokens(1).forced == found.forced[:1]
+        assert compiled.matcher(ids).next_tokens(0).forced == ()
 
 
 def test_fork_and_rebuild_stand_where_the_original_stands(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +14,8 @@ from models.tiny_model import TinyModel
 
 from tokenbus.engine import LLM
 from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.grammar.grammar import GrammarCompiler
+from tokenbus.engine.grammar.limits import GrammarLimits
 from tokenbus.engine.types import (
     FaultCode,
     FinishReason,
@@ -22,6 +27,7 @@ from tokenbus.engine.types import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tokenbus.engine.types import TokenDelta
 
@@ -93,3 +99,43 @@ def test_hostile_grammars_end_alone_beside_good_ones(llm: LLM) -> None:
     stats = llm.stats()
     assert stats.free_pages + stats.evictable_pages == stats.num_pages - 1
     llm.engine.check_integrity()
+
+
+def test_long_forced_runs_hold_up_no_step(tmp_path: Path) -> None:
+    """Sixteen that come to one at once cost the engine's thread a fraction of what they take."""
+    long = GrammarSpec(GrammarKind.CHOICE, json.dumps([f"a{'to be or not to be, ' * 600}", *"bcd"]))
+    llm = LLM(TinyModel(tmp_path).folder, num_pages=100, max_num_seqs=16, grammar_token_ms=5000)
+    try:
+        limits = llm.engine.limits
+        compiler = GrammarCompiler(
+            llm.tokenizer,
+            limits.vocab_size,
+            limits.eos_token_ids,
+            GrammarLimits(token_ms=5000),
+        )
+        [first] = llm.tokenizer.encode("a", add_special_tokens=False)
+        matcher = compiler.compile(long).matcher([first])
+        begins = time.thread_time()
+        run = matcher.forced_tokens()
+        alone_s = time.thread_time() - begins
+        # What the first step of all takes is no grammar's.
+        llm.generate("x", max_tokens=2, progress=False)
+        params = SamplingParams(max_tokens=5, temperature=0.0, logit_bias={first: 100.0})
+        params = replace(params, grammar=long)
+        for number in range(100, 116):
+            llm.engine.add(Request(number, (1, 2, 3), params))
+        steps_s, told = list[float](), Counter[int]()
+        while llm.engine.has_work:
+            begins = time.thread_time()
+            deltas = llm.engine.step().deltas
+            steps_s.append(time.thread_time() - begins)
+            for delta in deltas:
+                assert delta.finish_reason in (None, FinishReason.LENGTH)
+                at = told[delta.request_id]
+                assert [first, *run][at : at + len(delta.token_ids)] == list(delta.token_ids)
+                told[delta.request_id] += len(delta.token_ids)
+    finally:
+        llm.close()
+    assert set(told.values()) == {5}
+    assert len(run) > 1000
+    assert max(steps_s) < 4 * alone_s

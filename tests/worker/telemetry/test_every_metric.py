@@ -176,10 +176,11 @@ async def _ends_of_all_kinds(client: AsyncClient, running: Worker) -> None:
 
 
 async def _urgent_job(client: AsyncClient, running: Worker) -> None:
+    num_pulled = running.metrics.jobs_pulled
     slow = [
         await client.submit("x" * 16, max_tokens=250, priority=2, tenant=f"t{n}") for n in range(2)
     ]
-    await until(lambda: running.metrics.jobs_pulled >= 6)
+    await until(lambda: running.metrics.jobs_pulled >= num_pulled + len(slow))
     await until(lambda: len(running._held_jobs.in_phase(Phase.RUNNING)) == 2)
     urgent = await client.submit("y" * 16, max_tokens=150, priority=0)
     await follow(client, urgent)
