@@ -28,7 +28,7 @@ import sys
 import time
 import timeit
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,21 +122,30 @@ class _Stopwatch:
 
     That is told by two looks at the clock in a row before each, where it happens: a first look
     there takes longer than one of many. The clock is the machine's, which costs least to read; a
-    call that took a millisecond has waited for a processor and counts as the others of its kind.
+    call that had to wait for a processor meanwhile counts as the others of its kind.
     """
 
     def __init__(self) -> None:
         self._ns: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self._num_calls: Counter[tuple[str, str]] = Counter()
+        self._earlier: dict[tuple[str, str], list[int]] = {}
         self._is_running = False
+
+    def begin_load(self) -> None:
+        """Forget how many calls there were; what some took is kept for a load that has none."""
+        self._earlier |= self._ns
+        self._ns = defaultdict(list)
+        self._num_calls.clear()
 
     def us_a_token(self, of: Callable[[list[int]], float]) -> dict[str, float]:
         """Return what each place costs a token of one load, `of` telling it of a call from all."""
-        return {
-            f"{owner}.{name}": len(calls) * of(_unhindered(calls)) / 1e3 / NUM_JOBS / NUM_TOKENS
-            for (owner, name), calls in self._ns.items()
-            # It comes once a second, however many tokens there are.
-            if owner != "RecentTimes"
-        }
+        spent = {}
+        for key, num in self._num_calls.items():
+            calls = self._ns[key] or self._earlier.get(key, [])
+            # One comes once a second, however many tokens there are.
+            if calls and key[0] != "RecentTimes":
+                spent[".".join(key)] = num * of(calls) / 1e3 / NUM_JOBS / NUM_TOKENS
+        return spent
 
     def made(self, owner: str, does: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that does the same and is timed."""
@@ -151,15 +160,12 @@ class _Stopwatch:
                 return does(*args, **words)
             finally:
                 spent = look() - began_at
-                self._ns[key].append(spent - (began_at - idle_from))
+                self._num_calls[key] += 1
+                if look() - idle_from < _WAITED_NS:
+                    self._ns[key].append(spent - (began_at - idle_from))
                 self._is_running = False
 
         return timed
-
-
-def _unhindered(calls: list[int]) -> list[int]:
-    """Return the calls that have not waited for a processor, or all if none of them has not."""
-    return [ns for ns in calls if ns < _WAITED_NS] or calls
 
 
 async def _take_results(url: str) -> None:
@@ -240,7 +246,7 @@ async def _rounds(number: int, ways: Sequence[str], last: str, endpoint: str | N
         redis_url=server.url, engine="null", publishers=0, log_level="error", num_pages=20_000,
         max_num_seqs=BATCH, trace_endpoint=endpoint,
     )  # fmt: skip
-    found = _Found()
+    found, watch = _Found(), _Stopwatch()
     try:
         async with Worker(settings) as worker, _client(server.url) as client:
             # What comes lazily comes first.
@@ -252,7 +258,8 @@ async def _rounds(number: int, ways: Sequence[str], last: str, endpoint: str | N
                 for way in (*ways[turn:], *ways[:turn]):
                     with _replaced(_nothing) if way == "nothing" else nullcontext():
                         found.ways[way].append(await _load(worker, client, way))
-                watch, entries = _Stopwatch(), worker.metrics.log_entries
+                entries = worker.metrics.log_entries
+                watch.begin_load()
                 with _replaced(watch.made):
                     await _load(worker, client, last)
                 entries = worker.metrics.log_entries - entries

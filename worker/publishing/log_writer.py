@@ -295,7 +295,8 @@ class LogWriter:
             job.sent_at = started_at
         others = await self._call(lambda: self._scripts.append_batch(shard, batch))
         now = time.monotonic()
-        behind, refused, num_fresh = self._enqueue_behind, set(), 0
+        refused: set[int] = set()
+        behind, num_fresh = self._enqueue_behind, 0
         for number, (job, to) in enumerate(sent):
             if number in others and not self._accept(job, others[number]):
                 refused.add(number)
