@@ -5,12 +5,17 @@
 One worker with the null engine runs the same load again and again: with nothing counted or traced,
 with metrics, and with metrics and a trace for every job, the order turning from round to round. It
 publishes in its own process, whose processor time is counted; results are taken whole by a client
-beside it. Rounds are compared one by one, so that what a busy machine does to all of them is in no
-difference; and in a fourth load of each round what counts and traces is timed where it happens,
-which a busy machine changes least. What a moment of each token costs, of which the gaps in
-`job.finished` are made, is counted by itself, as is a scrape, which comes as often as Prometheus
-asks. Spans are made and sent to a collector, which forgets them, by a process beside the worker:
-what a traced job costs there is told last.
+in a process beside it. Rounds are compared one by one, so that what a busy machine does to all of
+them is in no difference; and in another load of each round what counts and traces is timed where it
+happens, which a busy machine changes least. Its cost is told by the sums of all calls, and by the
+median of each kind, which leaves the dear ones out.
+
+What stands between other work and is shorter than a look at the clock is timed by itself: the
+moment since which a job log waits, and a step's time and totals on their way from the engine
+process. What comes by the clock and not by the token is counted by itself as well: the look at
+recent times, once a second, and a scrape, every 15 seconds. Spans are made and sent
+to a collector, which forgets them, by a process beside the worker: what a traced job costs there is
+told last.
 """
 
 from __future__ import annotations
@@ -23,21 +28,26 @@ import sys
 import time
 import timeit
 from array import array
-from collections import defaultdict
-from contextlib import contextmanager, nullcontext
+from collections import Counter, defaultdict
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+import numpy as np
 import psutil
 
+from tokenbus.worker.publishing.job_log import JobLog
 from tokenbus.worker.tracing.span_link import GATHER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 NUM_JOBS, NUM_TOKENS, BATCH = 64, 512, 64
-SCRAPES = 50
-PLACES = ("in metrics", "in traces")
+STEP_TOTALS = 9
+SCRAPE_EVERY_S = 15
+PLACES = ("metrics", "traces")
 WAYS = ("nothing", "metrics", "metrics and traces")
 _COLLECTOR = """
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -54,22 +64,33 @@ server = HTTPServer(("127.0.0.1", 0), Collector)
 print(server.server_port, flush=True)
 server.serve_forever()
 """
+# None of what is timed takes a tenth of it.
+_WAITED_NS = 1_000_000
+_TRACING = ("JobTraces", "SpanLink")
 # The process that sends spans does so when it has many, or every five seconds.
 _SENT_S = 6.0
 _TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-def _places() -> list[tuple[type, str]]:
-    """Return all that counts or tells while jobs run, as class and name; traces are the last."""
+def _places() -> list[tuple[Any, str]]:
+    """Return all that counts or tells while jobs run, as class or module and name."""
     from tokenbus.producer.telemetry.histogram import Histogram
     from tokenbus.worker.held.job_traces import JobTraces
+    from tokenbus.worker.held.token_times import TokenTimes
+    from tokenbus.worker.jobs import finish_log
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.pool.recent_times import RecentTimes
+    from tokenbus.worker.publishing import progress
     from tokenbus.worker.tracing.span_link import SpanLink
 
     return [
-        *((Histogram, name) for name in ("add", "add_sorted", "add_up_to_bounds", "merge")),
-        *((Metrics, name) for name in ("stepped", "streamed", "left")),
+        *((Histogram, name) for name in ("add", "add_sorted", "merge")),
+        *((Metrics, name) for name in ("stepped", "streamed", "published")),
+        *((TokenTimes, name) for name in ("begin", "stepped", "end")),
+        (finish_log, "_count"),
+        # The gaps of a job, sorted: for the histogram and for the line `job.finished`.
+        (finish_log, "_gaps_s"),
+        (progress, "_count_lags"),
         (RecentTimes, "look"),
         (JobTraces, "left"),
         (SpanLink, "_send"),
@@ -89,60 +110,99 @@ def _replaced(make: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> 
             setattr(owner, name, does)
 
 
-def _nothing(_: str, __: object) -> Callable[..., Any]:
-    return lambda *_, **__: {}
+def _nothing(_: str, does: Callable[..., Any]) -> Callable[..., Any]:
+    if does.__name__ == "_gaps_s":
+        return lambda _: np.empty(0, np.float32)
+    moments = array("d")
+    return lambda *_, **__: moments if does.__name__ == "end" else {}
 
 
 class _Stopwatch:
     """Times the calls of the places, outer ones alone, without what timing them takes.
 
     That is told by two looks at the clock in a row before each, where it happens: a first look
-    there takes longer than one of many. The clock is the machine's, which costs least to read.
+    there takes longer than one of many. The clock is the machine's, which costs least to read; a
+    call that had to wait for a processor meanwhile counts as the others of its kind.
     """
 
     def __init__(self) -> None:
         self._ns: dict[tuple[str, str], list[int]] = defaultdict(list)
+        self._num_calls: Counter[tuple[str, str]] = Counter()
+        self._earlier: dict[tuple[str, str], list[int]] = {}
         self._is_running = False
 
-    def us_a_token(self, *, of_traces: bool) -> float:
-        """Return what traces, or all else, cost a token of one load.
+    def begin_load(self) -> None:
+        """Forget how many calls there were; what some took is kept for a load that has none."""
+        self._earlier |= self._ns
+        self._ns = defaultdict(list)
+        self._num_calls.clear()
 
-        Each call counts as the median of its kind: one in which the machine did something else says
-        nothing of what it costs.
-        """
-        spent = sum(
-            len(calls) * max(0.0, statistics.median(calls))
-            for (owner, _), calls in self._ns.items()
-            if (owner in ("JobTraces", "SpanLink")) is of_traces
-        )
-        return spent / 1e3 / NUM_JOBS / NUM_TOKENS
+    def us_a_token(self, of: Callable[[list[int]], float]) -> dict[str, float]:
+        """Return what each place costs a token of one load, `of` telling it of a call from all."""
+        spent = {}
+        for key, num in self._num_calls.items():
+            calls = self._ns[key] or self._earlier.get(key, [])
+            # One comes once a second, however many tokens there are.
+            if calls and key[0] != "RecentTimes":
+                spent[".".join(key)] = num * of(calls) / 1e3 / NUM_JOBS / NUM_TOKENS
+        return spent
 
     def made(self, owner: str, does: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that does the same and is timed."""
+        key, look = (owner, does.__name__), time.perf_counter_ns
 
         def timed(*args: Any, **words: Any) -> Any:
             if self._is_running:
                 return does(*args, **words)
-            self._is_running, look = True, time.perf_counter_ns
+            self._is_running = True
             idle_from, began_at = look(), look()
             try:
                 return does(*args, **words)
             finally:
                 spent = look() - began_at
-                self._ns[owner, does.__name__].append(spent - (began_at - idle_from))
+                self._num_calls[key] += 1
+                if look() - idle_from < _WAITED_NS:
+                    self._ns[key].append(spent - (began_at - idle_from))
                 self._is_running = False
 
         return timed
 
 
-async def _load(worker: Any, client: Any, way: str) -> float:
+async def _take_results(url: str) -> None:
+    """Run the load that each line of the standard input names, and say so when it is done."""
+    from tokenbus.producer.client.async_client import AsyncClient
+
+    async with await AsyncClient.connect(url) as client:
+        while way := (await asyncio.to_thread(sys.stdin.readline)).strip():
+            request: dict[str, Any] = {"prompt": "x", "max_tokens": NUM_TOKENS, "ignore_eos": True}
+            if way == "metrics and traces":
+                request["traceparent"] = _TRACEPARENT
+            jobs = await client.submit_many([request for _ in range(NUM_JOBS)])
+            await client.results(jobs)
+            print("done", flush=True)
+
+
+@asynccontextmanager
+async def _client(url: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a client in a process beside us."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, "--client", url,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def _load(worker: Any, client: asyncio.subprocess.Process, way: str) -> float:
     """Run one load until all jobs have left; return the processor time, in us a token."""
-    request: dict[str, Any] = {"prompt": "x", "max_tokens": NUM_TOKENS, "ignore_eos": True}
-    if way == "metrics and traces":
-        request["traceparent"] = _TRACEPARENT
+    assert client.stdin is not None
+    assert client.stdout is not None
     cpu_at = time.process_time()
-    jobs = await client.submit_many([request for _ in range(NUM_JOBS)])
-    await client.results(jobs)
+    client.stdin.write(f"{way}\n".encode())
+    assert await client.stdout.readline() == b"done\n"
     while worker.num_held:  # noqa: ASYNC110 - it has no event
         await asyncio.sleep(0.001)
     # Traced jobs go to the process that makes their spans.
@@ -150,14 +210,33 @@ async def _load(worker: Any, client: Any, way: str) -> float:
     return 1e6 * (time.process_time() - cpu_at) / (NUM_JOBS * NUM_TOKENS)
 
 
-async def _rounds(
-    number: int, ways: Sequence[str], endpoint: str | None
-) -> tuple[dict[str, list[float]], float]:
-    """Return the processor time a token of each way, round by round.
+@dataclass
+class _Found:
+    """Processor time a token, in us, round by round: of whole loads by their way, and of places.
 
-    And what the span process took, in us a traced job.
+    Beside it how many entries a token had, and what the span process took, in us a traced job.
     """
-    from tokenbus.producer.client.async_client import AsyncClient
+
+    ways: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    sums: list[dict[str, float]] = field(default_factory=list)
+    medians: list[dict[str, float]] = field(default_factory=list)
+    entries: list[float] = field(default_factory=list)
+    job_us: float = 0.0
+
+    def of(self, places: list[dict[str, float]], kind: str) -> list[float]:
+        """Return what metrics or traces cost, round by round."""
+        return [
+            sum(
+                us
+                for name, us in each.items()
+                if (name.split(".")[0] in _TRACING) is (kind == "traces")
+            )
+            for each in places
+        ]
+
+
+async def _rounds(number: int, ways: Sequence[str], last: str, endpoint: str | None) -> _Found:
+    """Run rounds: a load of each of `ways`, and one of the way `last`, whose places are timed."""
     from tokenbus.producer.server.embedded import start_private
     from tokenbus.worker.settings import WorkerSettings
     from tokenbus.worker.supervisor import Worker
@@ -167,31 +246,34 @@ async def _rounds(
         redis_url=server.url, engine="null", publishers=0, log_level="error", num_pages=20_000,
         max_num_seqs=BATCH, trace_endpoint=endpoint,
     )  # fmt: skip
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    found, watch = _Found(), _Stopwatch()
     try:
-        async with Worker(settings) as worker, await AsyncClient.connect(server.url) as client:
+        async with Worker(settings) as worker, _client(server.url) as client:
             # What comes lazily comes first.
-            await _load(worker, client, ways[-1])
+            await _load(worker, client, last)
             sender = await _sender(worker)
             began_s = _cpu_s(sender)
             for at in range(number):
                 turn = at % len(ways)
                 for way in (*ways[turn:], *ways[:turn]):
                     with _replaced(_nothing) if way == "nothing" else nullcontext():
-                        found[way].append(await _load(worker, client, way))
-                watch = _Stopwatch()
+                        found.ways[way].append(await _load(worker, client, way))
+                entries = worker.metrics.log_entries
+                watch.begin_load()
                 with _replaced(watch.made):
-                    await _load(worker, client, ways[-1])
-                for place in PLACES:
-                    spent = watch.us_a_token(of_traces=place == "in traces")
-                    found.setdefault(place, []).append(spent)
+                    await _load(worker, client, last)
+                entries = worker.metrics.log_entries - entries
+                found.entries.append(entries / NUM_JOBS / NUM_TOKENS)
+                found.sums.append(watch.us_a_token(statistics.mean))
+                found.medians.append(watch.us_a_token(statistics.median))
             if sender is not None:
                 await asyncio.sleep(_SENT_S)
             # The loads of the last way, and those that are timed where it happens.
-            job_us = 1e6 * (_cpu_s(sender) - began_s) / (2 * number * NUM_JOBS)
+            num_traced = (1 + (last in ways)) * number * NUM_JOBS
+            found.job_us = 1e6 * (_cpu_s(sender) - began_s) / num_traced
     finally:
         server.close()
-    return found, job_us
+    return found
 
 
 async def _sender(worker: Any) -> psutil.Process | None:
@@ -207,11 +289,48 @@ def _cpu_s(process: psutil.Process | None) -> float:
     return 0.0 if process is None else sum(process.cpu_times()[:2])
 
 
-def _moment_us() -> float:
-    """Return what it costs to note the gap before a token, in us of processor time."""
-    gaps = array("f")
-    timer = timeit.Timer(lambda: gaps.append(1.5 - 0.5), timer=time.process_time)
-    return min(timer.repeat(5, 100_000)) / 0.1
+def _ns(does: Callable[[], object], number: int) -> float:
+    """Return the processor time of a call, in ns: the median of rounds of `number` calls."""
+    rounds = timeit.Timer(does, timer=time.process_time).repeat(9, number)
+    return 1e9 * statistics.median(rounds) / number
+
+
+def _waiting_us(entries: float) -> float:
+    """Return what it costs a token that its log knows since when it waits, in us.
+
+    `entries` is how many a token has. Where the log waits already, nothing is noted.
+    """
+    jobs = [JobLog.__new__(JobLog) for _ in range(BATCH)]
+    for job in jobs:
+        job.unlogged_since, job.last = None, 1
+
+    def loop() -> None:
+        for _ in jobs:
+            pass
+
+    def read() -> None:
+        for job in jobs:
+            if job.unlogged_since is None:
+                job.unlogged_since = 1.5
+
+    def packed() -> None:
+        read()
+        [job.unlogged_since or 2.5 for job in jobs]
+        for job in jobs:
+            if job.last == 1:
+                job.unlogged_since = None
+
+    empty = _ns(loop, 2000)
+    an_entry, a_token = _ns(packed, 2000) - 2 * empty, _ns(read, 2000) - empty
+    return (entries * an_entry + (1 - entries) * a_token) / BATCH / 1e3
+
+
+def _step_us() -> float:
+    """Return what a step's time and totals cost a token in both processes, in us."""
+    told = [*range(10**6, 10**6 + STEP_TOTALS), 0.01]
+    encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+    more = _ns(lambda: decode(encode(told)), 5000) - _ns(lambda: decode(encode([])), 5000)
+    return (more + _ns(lambda: time.monotonic() - 1.5, 5000)) / BATCH / 1e3
 
 
 @contextmanager
@@ -227,13 +346,14 @@ def _collector() -> Iterator[str]:
             process.kill()
 
 
-def _scrape_ms() -> float:
-    """Return the processor time of a scrape with twenty tenants at each priority."""
+def _asked_ms() -> tuple[float, float]:
+    """Return the processor time of a scrape with twenty tenants at each priority, and of a look."""
     from prometheus_client import CollectorRegistry, generate_latest
     from workers.parts import a_member, an_engine
 
     from tokenbus.engine.types import EngineStats
     from tokenbus.worker.life import WorkerLife
+    from tokenbus.worker.pool.recent_times import RecentTimes
     from tokenbus.worker.settings import WorkerSettings
     from tokenbus.worker.telemetry.exporter import Exporter
 
@@ -245,19 +365,57 @@ def _scrape_ms() -> float:
         for tenant in range(20):
             tokens = {"prompt": 1, "cached": 1, "generated": 1}
             member.metrics.left(priority, f"t{tenant}", "finished", **tokens)
+        for bucket in range(10):
+            for each in (member.metrics.queue_time, member.metrics.itl, member.metrics.e2e):
+                each[priority].add_counts({bucket: 5}, 1.0)
     exporter = Exporter(WorkerSettings.load(engine="null"), WorkerLife(lambda *_: None))
     exporter.attach(member, engine, model="null", total_pages=99)
-    registry = CollectorRegistry()
+    registry, recent_times = CollectorRegistry(), RecentTimes(member.metrics)
     registry.register(exporter)
-    cpu_at = time.process_time()
-    for _ in range(SCRAPES):
-        generate_latest(registry)
-    return 1e3 * (time.process_time() - cpu_at) / SCRAPES
+
+    def look() -> None:
+        recent_times.look()
+        member.metrics.as_dict()
+
+    return _ns(lambda: generate_latest(registry), 5) / 1e6, _ns(look, 20) / 1e6
 
 
 def _quartiles(values: Sequence[float]) -> str:
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:6.3f} us ({low:.3f} to {high:.3f})"
+
+
+def _tell(found: _Found, kinds: Sequence[str], *, each: bool) -> None:
+    """Print what everything costs a token, and which share of a load without it that is."""
+    base = statistics.median(found.ways["nothing"])
+    entries = statistics.median(found.entries)
+    scrape_ms, look_ms = _asked_ms()
+    beside = {
+        f"waiting logs, {entries:.2f} entries a token": _waiting_us(entries),
+        "a step's time and totals": _step_us(),
+        "a look at recent times a second": base * look_ms / 1e3,
+        f"a scrape every {SCRAPE_EVERY_S} s": base * scrape_ms / 1e3 / SCRAPE_EVERY_S,
+    }
+    for name, places in (("sums", found.sums), ("medians", found.medians)):
+        spent = {kind: found.of(places, kind) for kind in kinds}
+        spent["all of these"] = [sum(parts) for parts in zip(*spent.values(), strict=True)]
+        for kind, values in spent.items():
+            share = statistics.median(values) / base
+            print(f"{f'{kind}, by {name}':36} {_quartiles(values)} a token, {share:.2%} of all")
+        whole = statistics.median(spent["all of these"]) + sum(beside.values())
+        print(f"{f'with what follows, by {name}':36} {whole:6.3f} us a token, {whole / base:.2%}")
+    for name, us in beside.items():
+        print(f"{name:36} {us:6.3f} us a token, {us / base:.2%} of all")
+    for name in sorted(found.sums[0]) if each else ():
+        both = (statistics.median(r.get(name, 0.0) for r in p) for p in (found.sums, found.medians))
+        print("  {:34} {:6.4f} and {:6.4f} us a token".format(name, *both))
+    for way, values in found.ways.items():
+        more = [value - other for value, other in zip(values, found.ways["nothing"], strict=True)]
+        share = statistics.median(more) / base
+        print(f"{way:36} {_quartiles(values)} a token; more {_quartiles(more)}, {share:+.1%}")
+    print(f"a scrape                             {scrape_ms:6.2f} ms of CPU")
+    if "traces" in kinds:
+        print(f"a traced job, in the process beside  {found.job_us:6.0f} us of CPU")
 
 
 def main() -> int:
@@ -267,25 +425,23 @@ def main() -> int:
     parser.add_argument(
         "--no-traces", action="store_true", help="leave traces out: OpenTelemetry's SDK is not here"
     )
+    parser.add_argument(
+        "--places-only",
+        action="store_true",
+        help="compare no whole loads, which takes half as long",
+    )
+    parser.add_argument("--each", action="store_true", help="tell of each place, sums and medians")
+    parser.add_argument("--client", metavar="URL", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.client:
+        asyncio.run(_take_results(args.client))
+        return 0
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
     ways = WAYS[:2] if args.no_traces else WAYS
     with nullcontext(None) if args.no_traces else _collector() as endpoint:
-        found, job_us = asyncio.run(_rounds(args.rounds, ways, endpoint))
-    base = found["nothing"]
-    places = {place: found.pop(place) for place in PLACES}
-    places["both"] = [sum(each) for each in zip(*places.values(), strict=True)]
-    for place, values in places.items():
-        share = statistics.median(values) / statistics.median(base)
-        print(f"{place:20} {_quartiles(values)} a token, {share:.2%} of all")
-    for way, values in found.items():
-        more = [value - other for value, other in zip(values, base, strict=True)]
-        share = statistics.median(more) / statistics.median(base)
-        print(f"{way:20} {_quartiles(values)} a token; more {_quartiles(more)}, {share:+.1%}")
-    print(f"a token's moment     {_moment_us():6.2f} us of CPU")
-    print(f"a scrape             {_scrape_ms():6.2f} ms of CPU")
-    if not args.no_traces:
-        print(f"a traced job         {job_us:6.0f} us of CPU in the process that sends its spans")
+        compared = ways[:1] if args.places_only else ways
+        found = asyncio.run(_rounds(args.rounds, compared, ways[-1], endpoint))
+    _tell(found, PLACES[: len(ways) - 1], each=args.each)
     return 0
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tokenbus.engine.types import EngineStats
+    from tokenbus.worker.messages.publishing import Progress
 
 
 # Where nothing says how many tenants have labels of their own.
@@ -99,8 +100,21 @@ class Metrics:
 
     def streamed(self, priority: int, gaps_s: NDArray[np.float32], sum_s: float) -> None:
         """Count the gaps between the tokens of a job, in ascending order."""
-        ends = np.searchsorted(gaps_s, _BOUNDS_S, side="right").tolist()
+        ends = gaps_s.searchsorted(_BOUNDS_S, "right").tolist()
         self.itl[priority].add_up_to_bounds(ends, sum_s)
+
+    def published(self, progress: Progress) -> None:
+        """Count what a publisher has done."""
+        self.tokens_logged += progress.logged_tokens
+        self.log_entries += progress.entries
+        self.log_calls += progress.calls
+        self.hold_s = progress.hold_s
+        self.publish_wait_s += progress.waits_s
+        self.publish_lag.add_counts(progress.lags, progress.lag_sum_s)
+        for priority, seconds in progress.firsts:
+            self.ttft[priority].add(seconds)
+        for priority, seconds in progress.ends:
+            self.e2e[priority].add(seconds)
 
     def left(self, priority: int, tenant: str, outcome: str, **tokens: int) -> None:
         """Count a job that leaves this worker, and the tokens of an ended one by kind.

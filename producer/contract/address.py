@@ -49,6 +49,7 @@ def share_name(tenant: str, share: str) -> str:
     return f"{tenant}/{share}" if share else tenant
 
 
+@lru_cache(maxsize=4096)
 def whole_tenant(tenant: str) -> str:
     """Return the tenant whose share one of the queue is; what is none is whole."""
     found = _SHARE.fullmatch(tenant)

@@ -6,13 +6,18 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 # Seconds; from a step of a small model to a job that waited for half an hour.
 BOUNDS_S = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0,
     300.0, 1800.0,
 )  # fmt: skip
+
+
+def bucket_of(seconds: float) -> int:
+    """Return the index of the bucket that a duration is counted in."""
+    return bisect_left(BOUNDS_S, seconds)
 
 
 class Histogram:
@@ -24,7 +29,7 @@ class Histogram:
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.counts[bucket_of(seconds)] += 1
         self.sum_s += seconds
 
     def add_sorted(self, seconds: Sequence[float]) -> None:
@@ -32,7 +37,7 @@ class Histogram:
         self.sum_s += sum(seconds)
         first = 0
         while first < len(seconds):
-            bucket = bisect_left(BOUNDS_S, seconds[first])
+            bucket = bucket_of(seconds[first])
             is_last = bucket == len(BOUNDS_S)
             end = len(seconds) if is_last else bisect_right(seconds, BOUNDS_S[bucket], first)
             self.counts[bucket] += end - first
@@ -48,6 +53,8 @@ class Histogram:
         for bucket, end in enumerate(ends):
             if end > first:
                 self.counts[bucket] += end - first
+                if end == ends[-1]:
+                    break
                 first = end
 
     @property
@@ -72,6 +79,12 @@ class Histogram:
             left -= count
             low = bound
         return low if sum(counts) else None
+
+    def add_counts(self, counts: Mapping[int, int], sum_s: float) -> None:
+        """Count durations by their buckets, whose sum is `sum_s`."""
+        for bucket, count in counts.items():
+            self.counts[bucket] += count
+        self.sum_s += sum_s
 
     def merge(self, counts: Sequence[int], sum_s: float) -> None:
         """Add what another has counted, in few buckets as a rule."""

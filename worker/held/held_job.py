@@ -51,11 +51,12 @@ _LEGAL = {
 
 @dataclass(slots=True)
 class Timings:
-    """Moments of a job on this worker's monotonic clock, and gaps between its tokens, in seconds.
+    """Moments of a job on this worker's monotonic clock, in seconds.
 
     `submitted_at` is reckoned from the age that the server told with the pull, `published_at` is
     when the log had the first token that this worker computed, `parse_s` what reading its messages
-    took.
+    took. `tokens_at` are the moments of its tokens, once for each row of a step, known once it has
+    stopped running.
     """
 
     submitted_at: float = 0.0
@@ -63,10 +64,14 @@ class Timings:
     added_at: float | None = None
     admitted_at: float | None = None
     first_token_at: float | None = None
-    last_token_at: float | None = None
     published_at: float | None = None
     parse_s: float = 0.0
-    gaps_s: array[float] = field(default_factory=lambda: array("f"))
+    tokens_at: array[float] = field(default_factory=lambda: array("d"))
+
+    @property
+    def last_token_at(self) -> float | None:
+        """Return when the last token came, of a job that has stopped running."""
+        return self.tokens_at[-1] if self.tokens_at else None
 
     @property
     def lived(self) -> str:
@@ -229,14 +234,12 @@ class HeldJob:
 
     def see_tokens(self, choice: int, count: int, now: float) -> bool:
         """Note tokens of one choice; tell whether they are the job's first."""
-        lengths, timings = self._lengths, self.timings
+        lengths = self._lengths
         length = lengths[choice] = lengths[choice] + count
-        is_first = timings.first_token_at is None
+        is_first = self.timings.first_token_at is None
         if is_first:
-            timings.first_token_at = now
-        elif timings.last_token_at is not None:
-            timings.gaps_s.append(now - timings.last_token_at)
-        timings.last_token_at = now
+            self.timings.first_token_at = now
+            self.book.token_times.begin(self, len(lengths))
         if self._is_preempted or length >= self.recount_at[choice]:
             self._is_preempted = False
             self.book.changed.add(self)
@@ -256,6 +259,7 @@ class HeldJob:
         book, before = self.book, self.phase
         if before is Phase.RUNNING:
             book.running[self.pulled.priority] -= 1
+            self.timings.tokens_at = book.token_times.end(self)
         elif before is Phase.HANDING_BACK:
             del book.returning[self]
         if phase is Phase.RUNNING:

@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from tokenbus.worker.held.token_times import TokenTimes
+
 J = TypeVar("J")
 
 
@@ -18,13 +20,15 @@ class JobBook(Generic[J]):
 
     `changed` are those that may be promised other pages than when those were last counted.
     `waiting` wait at the head of the line and `returning` are being handed back, both in the order
-    in which they began to; `running` counts the jobs in the engine by priority.
+    in which they began to; `running` counts the jobs in the engine by priority. `token_times` knows
+    of those that have begun there when their tokens came.
     """
 
     changed: set[J] = field(default_factory=set)
     waiting: dict[J, None] = field(default_factory=dict)
     returning: dict[J, None] = field(default_factory=dict)
     running: Counter[int] = field(default_factory=Counter)
+    token_times: TokenTimes[J] = field(default_factory=TokenTimes)
 
     def least_urgent(self) -> int | None:
         """Return the number of the least urgent class that runs, None if nothing does."""

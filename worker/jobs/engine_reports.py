@@ -52,6 +52,7 @@ class EngineReports:
         self._suspects = suspects
         self._publishers = publishers
         self._metrics = metrics
+        self._token_times = held_jobs.book.token_times
         # Bound once: every line would bind a lazy one anew, whether it is written or not.
         self._log = get_logger().bind()
 
@@ -134,12 +135,17 @@ class EngineReports:
         Returns: the tokens of jobs that no publisher has any more, and how many jobs have begun.
         """
         running = Phase.RUNNING
-        num_homeless = num_begun = 0
+        num_homeless = num_begun = num_unseen = 0
         for job, choice, count in zip(jobs, step.choices, step.counts, strict=True):
             if job is None or job.publisher_link is None:
                 num_homeless += count
+                num_unseen += 1
             elif count and job.phase is running:
                 num_begun += job.see_tokens(choice, count, now)
+            else:
+                num_unseen += 1
+        # Before jobs end, of which this step is the last.
+        self._token_times.stepped(now, jobs, step.counts, len(jobs) - num_unseen)
         for row, drafts in step.drafts:
             if (drafted := jobs[row]) is not None:
                 drafted.drafts = drafted.drafts.plus(drafts)

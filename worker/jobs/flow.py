@@ -86,17 +86,7 @@ class JobFlow:
 
     def progressed(self, progress: Progress) -> None:
         """Count what a publisher has done."""
-        metrics = self._metrics
-        metrics.tokens_logged += progress.logged_tokens
-        metrics.log_entries += progress.entries
-        metrics.log_calls += progress.calls
-        metrics.hold_s = progress.hold_s
-        metrics.publish_wait_s += progress.waits_s
-        metrics.publish_lag.merge(progress.lags, progress.lag_sum_s)
-        for priority, seconds in progress.firsts:
-            metrics.ttft[priority].add(seconds)
-        for priority, seconds in progress.ends:
-            metrics.e2e[priority].add(seconds)
+        self._metrics.published(progress)
         self._engine.credit(progress.freed_tokens)
 
     def gone(self, job: HeldJob) -> None:

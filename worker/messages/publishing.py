@@ -233,10 +233,10 @@ class Progress(msgspec.Struct, tag="progress", array_like=True):
 
     `freed_tokens` were logged or dropped and no longer count as backlog. `waits_s` runs from the
     engine's delivery of an entry's first token to the call, `lags` counts entries by the time until
-    the log confirmed them, in the buckets of a `Histogram`. `hold_s` is the coalescing in force,
-    `cpu_s` the CPU time of a publisher process, 0 for a publisher inside the worker process.
-    `firsts` and `ends` are jobs whose first token or end was published: priority, and seconds since
-    the submit.
+    the log confirmed them, by the buckets of a `Histogram` that have any. `hold_s` is the
+    coalescing in force, `cpu_s` the CPU time of a publisher process, 0 for a publisher inside the
+    worker process. `firsts` and `ends` are jobs whose first token or end was published: priority,
+    and seconds since the submit.
     """
 
     freed_tokens: int = 0
@@ -245,7 +245,7 @@ class Progress(msgspec.Struct, tag="progress", array_like=True):
     calls: int = 0
     waits_s: float = 0.0
     lag_sum_s: float = 0.0
-    lags: list[int] = []
+    lags: dict[int, int] = {}
     hold_s: float = 0.0
     cpu_s: float = 0.0
     firsts: list[tuple[int, float]] = []

@@ -227,8 +227,8 @@ class LogWriter:
         worker = self._host.worker
         others = await self._call(lambda: self._scripts.begin_batch(shard, worker, batch))
         now = time.monotonic()
-        lags_s: list[float] = []
-        num_fresh, waits_s = 0, 0.0
+        written: list[float] = []
+        num_fresh = 0
         for number, (job, (to, num_entries, finish)) in enumerate(zip(jobs, begun, strict=True)):
             if number in others:
                 self._heed(job, others[number])
@@ -239,15 +239,13 @@ class LogWriter:
             job.num_logged, job.num_entries = to, 1 + num_entries
             if to:
                 job.enqueue_by(self._enqueue_behind)
-                since = sinces[number] or started_at
-                waits_s += started_at - since
-                lags_s.append(now - since)
+                written.append(sinces[number] or started_at)
                 num_fresh += max(0, to - job.num_credited)
                 job.num_credited = max(to, job.num_credited)
             if finish:
                 self._commit(job, finish)
-        if lags_s:
-            self._note_call(started_at, now, num_fresh, lags_s, waits_s)
+        if written:
+            self._note_call(started_at, now, num_fresh, written)
 
     def _note_published(self, job: JobLog, now: float) -> None:
         """Note the first token of this owner, the job's first if nobody logged one before."""
@@ -256,11 +254,12 @@ class LogWriter:
             self._host.progress_counter.began(job.priority, now - job.submitted_at)
 
     def _note_call(
-        self, started_at: float, now: float, num_fresh: int, lags_s: list[float], waits_s: float
+        self, started_at: float, now: float, num_fresh: int, sinces: list[float]
     ) -> None:
-        """Count a call that logged tokens."""
+        """Count a call that logged entries whose first tokens came at `sinces`."""
         self._coalescing.called(started_at, now)
-        self._host.progress_counter.called(num_fresh, lags_s, waits_s, self._coalescing.hold_s)
+        progress_counter = self._host.progress_counter
+        progress_counter.called(num_fresh, sinces, started_at, now, self._coalescing.hold_s)
 
     async def _append(self, shard: int, jobs: list[JobLog]) -> None:
         parts = self._containment.split(
@@ -278,13 +277,11 @@ class LogWriter:
         batch = AppendBatch()
         started_at = time.monotonic()
         sent: list[tuple[JobLog, int]] = []
-        sinces: list[float] = []
         for job in jobs:
             # A first token goes alone.
             is_first = job.enqueue is not self._enqueue_behind
-            to, since = add_tokens(job, batch, 1 if is_first else None), job.unlogged_since
-            sent.append((job, to))
-            sinces.append(started_at if since is None else since)
+            sent.append((job, add_tokens(job, batch, 1 if is_first else None)))
+        sinces = [job.unlogged_since or started_at for job in jobs]
         batch.heard_by([job.listen for job in jobs])
         return batch, sent, sinces
 
@@ -298,24 +295,24 @@ class LogWriter:
             job.sent_at = started_at
         others = await self._call(lambda: self._scripts.append_batch(shard, batch))
         now = time.monotonic()
-        lags_s: list[float] = []
-        num_fresh = 0
+        refused: set[int] = set()
+        behind, num_fresh = self._enqueue_behind, 0
         for number, (job, to) in enumerate(sent):
             if number in others and not self._accept(job, others[number]):
+                refused.add(number)
                 continue
             if number not in others:
                 job.num_entries += 1
-            if job.published_at is None:
+            if job.enqueue is not behind:
                 self._note_published(job, now)
-            if job.enqueue is not self._enqueue_behind:
-                job.enqueue_by(self._enqueue_behind)
+                job.enqueue_by(behind)
             job.num_logged = to
-            lags_s.append(now - sinces[number])
             if to > job.num_credited:
                 num_fresh += to - job.num_credited
                 job.num_credited = to
-        waits_s = len(sinces) * started_at - sum(sinces)
-        self._note_call(started_at, now, num_fresh, lags_s, waits_s)
+        if refused:
+            sinces = [since for number, since in enumerate(sinces) if number not in refused]
+        self._note_call(started_at, now, num_fresh, sinces)
 
     def _accept(self, job: JobLog, reply: LogReply) -> bool:
         """Take an answer other than plain success; return whether the log holds what was sent."""
@@ -375,6 +372,8 @@ class LogWriter:
                 # Begun by this very start, and the answer was lost.
                 job.take_over()
                 if reply.last:
+                    if job.published_at is None:
+                        self._note_published(job, time.monotonic())
                     job.enqueue_by(self._enqueue_behind)
                 host.follow(job, reply.last, reply.entries)
             case LogStatus.TERMINAL:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.telemetry.histogram import Histogram
+from tokenbus.producer.telemetry.histogram import bucket_of
 from tokenbus.worker.messages.publishing import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tokenbus.worker.messages.publishing import PublisherReport
 
@@ -25,26 +26,28 @@ class ProgressCounter:
         self._emit = emit
         self._report_after_s = report_after_s
         self._progress = Progress()
-        self._lags = Histogram()
-        self._firsts: list[tuple[int, float]] = []
-        self._ends: list[tuple[int, float]] = []
         self._report_is_due = False
 
-    def called(self, num_tokens: int, lags_s: list[float], waits_s: float, hold_s: float) -> None:
-        """Note one append call.
+    def called(
+        self,
+        num_tokens: int,
+        sinces: Sequence[float],
+        started_at: float,
+        ended_at: float,
+        hold_s: float,
+    ) -> None:
+        """Note one append call, from `started_at` to `ended_at`.
 
-        `lags_s` has the seconds from the engine's delivery to now, for each entry written.
+        `sinces` has the moments of the engine's delivery, for each entry written.
         """
         progress = self._progress
         progress.calls += 1
-        progress.entries += len(lags_s)
+        progress.entries += len(sinces)
         progress.logged_tokens += num_tokens
         progress.freed_tokens += num_tokens
-        progress.waits_s += waits_s
-        # Entries of one step have nearly the same lag.
-        lags_s.sort()
-        self._lags.add_sorted(lags_s)
         progress.hold_s = hold_s
+        if sinces:
+            _count_lags(progress, sinces, started_at, ended_at)
         self._report()
 
     def began(self, priority: int, seconds: float) -> None:
@@ -52,11 +55,11 @@ class ProgressCounter:
 
         The call that did it is noted next, and reported with it.
         """
-        self._firsts.append((priority, seconds))
+        self._progress.firsts.append((priority, seconds))
 
     def ended(self, priority: int, seconds: float) -> None:
         """Note that a finished job's end was published, so long after its submit."""
-        self._ends.append((priority, seconds))
+        self._progress.ends.append((priority, seconds))
         self._report()
 
     def freed(self, num_tokens: int) -> None:
@@ -74,9 +77,21 @@ class ProgressCounter:
     def _report_now(self) -> None:
         self._report_is_due = False
         done = self._progress
-        if done.freed_tokens or done.calls or self._ends:
-            done.lags, done.lag_sum_s = self._lags.counts, self._lags.sum_s
-            done.firsts, done.ends = self._firsts, self._ends
-            self._progress, self._lags = Progress(hold_s=done.hold_s), Histogram()
-            self._firsts, self._ends = [], []
+        if done.freed_tokens or done.calls or done.ends:
+            self._progress = Progress(hold_s=done.hold_s)
             self._emit(done)
+
+
+def _count_lags(
+    progress: Progress, sinces: Sequence[float], started_at: float, ended_at: float
+) -> None:
+    """Count how long entries waited for their call and for its end: together, those of one step."""
+    num, since = len(sinces), sinces[0]
+    numbers = {since: num} if sinces.count(since) == num else Counter(sinces)
+    lags = progress.lags
+    for since, num in numbers.items():
+        lag_s = ended_at - since
+        bucket = bucket_of(lag_s)
+        lags[bucket] = lags.get(bucket, 0) + num
+        progress.lag_sum_s += num * lag_s
+        progress.waits_s += num * (started_at - since)

@@ -12,6 +12,7 @@ from tokenbus.producer.contract.events import Finish, ToolCall
 from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.producer.telemetry.histogram import BOUNDS_S
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.jobs.finish_log import log_finished
 
 CALL = ToolCall(1, "abcdefghi", "now", "{}", 0)
@@ -36,8 +37,11 @@ def test_reason_of_calls_is_told_by_line_and_metrics(
     usage = Usage(3, 0, 9, reasoning_tokens=4)
     job.finish = Finish(whole, usage, None, choices, calls, chat=CHAT)
     job.lengths = [0]
+    job.move_to(Phase.RUNNING)
     for now in (1.0, 1.004, 1.304):
         job.see_tokens(0, 1, now)
+        job.book.token_times.stepped(now, [job], [1], 1)
+    job.move_to(Phase.ENDING)
     log_finished(log, job, member.metrics)
     [line] = log.info.call_args_list
     assert line.kwargs["finish_reason"] == reason

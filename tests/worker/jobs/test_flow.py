@@ -8,7 +8,9 @@ from unittest.mock import Mock
 
 import pytest
 from workers.parts import JobParts, a_member, job_parts, page_budget_of
+from workers.steps import step
 
+from tokenbus.engine.types import FinishReason
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.held.held_job import Phase
@@ -102,3 +104,26 @@ async def test_jobs_of_a_dead_engine_are_handed_back_and_the_next_has_all_pages(
     parts.page_budget.start_anew(1)
     engine_reports.restarted(Mock(num_pages=NUM_PAGES))
     assert parts.page_budget.available_pages == NUM_PAGES
+
+
+def test_steps_are_moments_of_those_jobs_alone_that_have_tokens_in_them(parts: JobParts) -> None:
+    """A job that misses a step has a wider gap, one that ends has the last step as well.
+
+    Rows without tokens, and those of jobs that nobody holds, count for nobody.
+    """
+    engine_reports, held_jobs = parts.engine_reports(Mock(num_processes=1)), parts.member.held_jobs
+    jobs = []
+    for number in range(2):
+        pulled = PulledJob(f"j{number}", 1, 0, 1, "t", 2, False, 0, None, b"")
+        jobs.append(job := held_jobs.take(pulled))
+        job.publisher_link, job.lengths, job.num_running = Mock(num_jobs=1), [0], 1
+        job.move_to(Phase.RUNNING)
+    ours, other = (job.request_id for job in jobs)
+    for tokens in ({ours: [1], other: [1]}, {ours: [], other: [1]}, {99: [1], other: [1]}):
+        engine_reports.take(step(tokens=tokens))
+    ended = {ours: FinishReason.LENGTH, other: FinishReason.LENGTH}
+    engine_reports.take(step(tokens={ours: [1, 2], other: [1]}, ends=ended))
+    mine, moments = (job.timings.tokens_at.tolist() for job in jobs)
+    assert len(set(moments)) == 4
+    assert mine == [moments[0], moments[3]]
+    assert [job.timings.last_token_at for job in jobs] == [moments[3]] * 2
