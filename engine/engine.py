@@ -395,7 +395,7 @@ class Engine:
             self._emit(seq, kept, reason, scored)
 
     def _extend(
-        self, seq: Sequence, forced: TokenIds[int]
+        self, seq: Sequence, forced: list[int] | tuple[int, ...]
     ) -> tuple[tuple[int, ...], FinishReason | None]:
         """Extend a sequence by forced tokens; end it if its grammar is complete with them.
 
@@ -417,7 +417,7 @@ class Engine:
 
     def _advance(
         self, seq: Sequence, token_ids: list[int]
-    ) -> tuple[tuple[int, ...], FinishReason | None, TokenIds[int] | None]:
+    ) -> tuple[tuple[int, ...], FinishReason | None, list[int] | tuple[int, ...] | None]:
         """Take drawn tokens one by one, as far as the grammar goes along.
 
         Returns: the tokens taken; why the sequence ended with the last, if it did; and the tokens

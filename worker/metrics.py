@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tokenbus.engine.types import EngineStats
-    from tokenbus.worker.messages.publishing import Progress
 
 
 # Where nothing says how many tenants have labels of their own.
@@ -30,6 +29,24 @@ _BOUNDS_S = np.array((*BOUNDS_S, np.inf), np.float32)
 
 def _by_priority() -> tuple[Histogram, ...]:
     return tuple(Histogram() for _ in range(NUM_PRIORITIES))
+
+
+class PublisherProgress(Protocol):
+    """What a publisher tells of its work; `worker.messages.publishing.Progress` is one.
+
+    Times are in seconds. `lags` counts entries by buckets of a `Histogram`, `firsts` and `ends` are
+    pairs of a job's priority and its time since the submit.
+    """
+
+    logged_tokens: int
+    entries: int
+    calls: int
+    waits_s: float
+    lag_sum_s: float
+    lags: dict[int, int]
+    hold_s: float
+    firsts: list[tuple[int, float]]
+    ends: list[tuple[int, float]]
 
 
 @dataclass(slots=True)
@@ -103,7 +120,7 @@ class Metrics:
         ends = gaps_s.searchsorted(_BOUNDS_S, "right").tolist()
         self.itl[priority].add_up_to_bounds(ends, sum_s)
 
-    def published(self, progress: Progress) -> None:
+    def published(self, progress: PublisherProgress) -> None:
         """Count what a publisher has done."""
         self.tokens_logged += progress.logged_tokens
         self.log_entries += progress.entries

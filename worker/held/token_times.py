@@ -21,7 +21,7 @@ _MAX_SPARE = 1024
 
 
 @dataclass(slots=True)
-class _Stay:
+class _Attendance:
     """The steps in which one job had tokens.
 
     `borders` are numbers of steps in ascending order: with tokens from the first to before the
@@ -41,14 +41,14 @@ class TokenTimes(Generic[J]):
         # The number of the step that `_moments` begins with.
         self._first = 0
         # In the order in which they began.
-        self._stays: dict[J, _Stay] = {}
+        self._attendances: dict[J, _Attendance] = {}
         # Of those, the ones that the last step brought nothing for.
         self._absent: set[J] = set()
         self._with_choices: set[J] = set()
 
     def begin(self, job: J, num_choices: int) -> None:
         """Let a job take part, from the step on that is noted next."""
-        self._stays[job] = _Stay([self._first + len(self._moments)])
+        self._attendances[job] = _Attendance([self._first + len(self._moments)])
         if num_choices > 1:
             self._with_choices.add(job)
 
@@ -64,7 +64,7 @@ class TokenTimes(Generic[J]):
             return
         absent = self._absent
         if (
-            num_rows + len(absent) != len(self._stays)
+            num_rows + len(absent) != len(self._attendances)
             or self._with_choices
             or (absent and not absent.isdisjoint(jobs))
         ):
@@ -73,44 +73,44 @@ class TokenTimes(Generic[J]):
 
     def _note_rows(self, jobs: Sequence[J | None], counts: Sequence[int]) -> None:
         """Note which jobs have rows in a step, and how many."""
-        stays, step = self._stays, self._first + len(self._moments)
+        attendances, step = self._attendances, self._first + len(self._moments)
         present = Counter(
             job
             for job, count in zip(jobs, counts, strict=True)
-            if count and job is not None and job in stays
+            if count and job is not None and job in attendances
         )
-        absent = stays.keys() - present.keys()
+        absent = attendances.keys() - present.keys()
         for job in absent ^ self._absent:
-            stays[job].borders.append(step)
+            attendances[job].borders.append(step)
         self._absent = absent
         for job in self._with_choices & present.keys():
-            stays[job].num_more += present[job] - 1
+            attendances[job].num_more += present[job] - 1
 
     def end(self, job: J) -> array[float]:
         """Let a job take part no more.
 
         Returns: when it had tokens, in ascending order, once for each row.
         """
-        stay = self._stays.pop(job, None)
-        if stay is None:
+        attendance = self._attendances.pop(job, None)
+        if attendance is None:
             return array("d")
         self._absent.discard(job)
         self._with_choices.discard(job)
-        first, borders = self._first, stay.borders
+        first, borders = self._first, attendance.borders
         if len(borders) % 2:
             borders.append(first + len(self._moments))
         times = self._moments[borders[0] - first : borders[1] - first]
         for start, end in zip(borders[2::2], borders[3::2], strict=True):
             times += self._moments[start - first : end - first]
-        if stay.num_more:
+        if attendance.num_more:
             # Where in time the other rows lie makes no difference to the gaps, which are none.
-            times.extend(times[-1:] * stay.num_more)
+            times.extend(times[-1:] * attendance.num_more)
         self._drop_spare()
         return times
 
     def _drop_spare(self) -> None:
         """Drop the moments before the oldest job's first."""
-        oldest = next(iter(self._stays.values()), None)
+        oldest = next(iter(self._attendances.values()), None)
         num_spare = len(self._moments) if oldest is None else oldest.borders[0] - self._first
         if oldest is None or num_spare > _MAX_SPARE:
             del self._moments[:num_spare]

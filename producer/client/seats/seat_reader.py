@@ -1,6 +1,6 @@
 """The seats of a pool, read: of a few workers what they run, and of the jobs that ended last how.
 
-Plain reads, bounded whatever waits and whoever lives; they are made only while jobs wait.
+Plain reads, bounded however many jobs wait and workers live; made only while jobs wait.
 """
 
 from __future__ import annotations
