@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -295,18 +296,24 @@ def test_queue_starts_with_its_command(tmp_path: Path, password: str) -> None:
     environment = os.environ | {"REDISCLI_AUTH": password}
     with (
         subprocess.Popen(
-            ["/bin/sh", "-c", line], env=environment, stdout=subprocess.DEVNULL
+            ["/bin/sh", "-c", line],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
         ) as process,
         Redis(port=port, password=password or None) as redis,
     ):
-        deadline = time.monotonic() + PATIENCE_S
-        while not _answers(redis):
-            assert time.monotonic() < deadline
-        found = redis.config_get("maxmemory*") | redis.config_get("requirepass")
-        assert found["maxmemory-policy"] == "noeviction"
-        assert found["maxmemory"] == str(2**30)
-        assert found["requirepass"] == password
-        process.kill()
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while not _answers(redis):
+                assert time.monotonic() < deadline
+            found = redis.config_get("maxmemory*") | redis.config_get("requirepass")
+            assert found["maxmemory-policy"] == "noeviction"
+            assert found["maxmemory"] == str(2**30)
+            assert found["requirepass"] == password
+        finally:
+            # The shell's child too.
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _answers(redis: Redis) -> bool:
