@@ -385,12 +385,14 @@ class Engine:
             replace(entry, forced=is_forced)
             for entry, is_forced in zip(logprobs[: len(kept)], seq.draws_forced, strict=False)
         )
-        while reason is None and forced is not None:
+        if reason is None and forced is not None:
             more, reason = self._extend(seq, forced)
             kept += more
-            if reason is not None or seq.held_end is not None:
-                break
-            forced = self._constrained.await_next(seq) or None
+            if reason is None and seq.held_end is None:
+                known = self._constrained.await_next(seq)
+                if known:
+                    more, reason = self._extend(seq, known)
+                    kept += more
         if kept or reason is not None:
             self._emit(seq, kept, reason, scored)
 
