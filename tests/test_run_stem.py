@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import execnet
 import pytest
 import run_stem
+from patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +36,6 @@ def test_process_is_forked_with_what_its_tests_import(tmp_path: Path) -> None:
         stem.process.kill()
         stem.process.wait()
         executed = group.makegateway("popen").remote_exec(_REPORT).receive()
-        group.terminate(timeout=10)
+        group.terminate(timeout=PATIENCE_S)
     assert forked == (stem.process.pid, True, 1)
     assert executed == (os.getpid(), False, 1)

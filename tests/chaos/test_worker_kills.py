@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rides.ride import LONG_TOKENS
 from rides.scale import IS_SHORT, both_ways, long_row, short_row
 from servers.wire_proxy import Moment
 from workers.forkserver import forked_worker
@@ -113,7 +114,8 @@ async def test_two_workers_die_in_turn_under_one_job(
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(wired_worker(**ride.settings()))
         trap = first.die_at("append", Moment.LOST, 5)
-        await ride.board(num_jobs, 24)
+        # Long enough for two calls of the second, however many tokens a busy machine puts in one.
+        await ride.board(num_jobs, LONG_TOKENS if script == "append" else 24)
         await trap.closed()
         await first.wait()
         num_left = await _num_held(ride)
