@@ -22,7 +22,7 @@ demo: $(STAMP)
 # One thread a process, and two processes more than cores (tests/conftest.py): many tests wait. Files
 # stay together, because they share models.
 # Native traces: the pretty ones parse sources, at which CPython 3.11 trips in a worker of xdist.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --tb=native
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -rsfE -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder --tb=native
 
 # An answer in about a minute: lint, types of the packages, and the tests that start no process.
 check: $(STAMP)

@@ -113,6 +113,17 @@ def pytest_runtest_protocol(item: pytest.Item) -> object:
         _Guard.is_on = False
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say last how the first tests failed: of a long log the end is what is kept."""
+    yield
+    stats = terminalreporter.stats
+    for report in [*stats.get("failed", ()), *stats.get("error", ())][:3]:
+        terminalreporter.write_line(f"{report.nodeid} ({report.when})")
+        for line in report.longreprtext.splitlines()[-8:]:
+            terminalreporter.write_line(f"    {line[:300]}")
+
+
 class _Guard:
     is_on = False
 
