@@ -14,9 +14,12 @@ import msgspec
 import pytest
 from patience import PATIENCE_S
 from workers.null_workers import leaked_keys
+from workers.stubs import until
 
+from tokenbus.producer import AsyncClient
 from tokenbus.producer.client.pool_status import read_status
-from tokenbus.producer.contract.channel import parse_message
+from tokenbus.producer.contract.address import JobAddress
+from tokenbus.producer.contract.events import Event
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.bench.load.readers import ReaderBroken, ReaderLink
@@ -25,7 +28,6 @@ from tokenbus.worker.bench.options import BenchOptions
 from tokenbus.worker.bench.run import run_load
 
 if TYPE_CHECKING:
-    from tokenbus.producer.contract.events import Event
     from tokenbus.worker.bench.deployment import Deployment
     from tokenbus.worker.bench.measure.figures import Figures
 
@@ -89,33 +91,37 @@ async def test_closed_loop_keeps_its_users_busy(deployment: Deployment) -> None:
 @on_stage
 async def test_token_that_is_none_of_the_jobs_is_found(deployment: Deployment) -> None:
     """A stranger publishes a token ahead of the worker: the reader's check names it."""
-    async with make_redis(deployment.url) as stranger, stranger.pubsub() as pubsub:
-        await pubsub.psubscribe(deployment.keys.log_prefix(0) + "*")
-
-        async def forge() -> None:
-            # On a busy machine the worker may be ahead of a forged token, but not of all.
-            async for message in pubsub.listen():
-                if message["type"] != "pmessage":
-                    continue
-                event = parse_message(message["data"])
-                if event.finish is None and event.ids and 256 not in event.ids:
-                    forged = msgspec.json.encode(_following(event).dump())
-                    await stranger.publish(message["channel"], forged)
-
-        forging = asyncio.create_task(forge())
-        figures = await _run(deployment, arrival="at-once", jobs=2)
-        forging.cancel()
-        await asyncio.wait([forging])
-    assert 1 <= figures.num_faults <= 2
+    async with await AsyncClient.connect(deployment.url, pool=deployment.keys.pool) as client:
+        # The worker takes no job before there is a forged token of each.
+        await client.pause()
+        others = await deployment.redis.keys(deployment.keys.of("job", "*"))
+        running = asyncio.create_task(_run(deployment, arrival="at-once", jobs=2))
+        await _forge_first_tokens(deployment, set(others), num_jobs=2)
+        await client.resume()
+    figures = await running
+    assert figures.num_faults == 2
     assert all(re.search(r"token \d+ has another", fault) for fault in figures.faults)
 
 
-def _following(event: Event) -> Event:
-    """Make up the token that comes next."""
-    end = event.ends[-1]
-    return msgspec.structs.replace(
-        event, start=event.to + 1, to=event.to + 1, text=" lie", ids=(256,), ends=(end + 4,)
-    )
+async def _forge_first_tokens(deployment: Deployment, others: set[bytes], num_jobs: int) -> None:
+    """Publish a token of each job that is none of the others, once its reader listens."""
+    records, channels = deployment.keys.of("job", "*"), f"{deployment.keys.log_prefix(0)}:cli:*"
+    async with make_redis(deployment.url) as stranger:
+
+        async def is_awaited() -> bool:
+            jobs = set(await stranger.keys(records)) - others
+            return len(jobs) == num_jobs and bool(await stranger.pubsub_channels(channels))
+
+        await until(is_awaited)
+        jobs = set(await stranger.keys(records)) - others
+        listening = await stranger.pubsub_channels(channels)
+        for job in jobs:
+            address = JobAddress.parse(job.decode().rpartition(":")[2])
+            lie = Event(
+                address.job_id, 1, 0, 1, 1, " lie", ids=(256,), ends=(4,), tenant=address.tenant
+            )
+            for channel in listening:
+                await stranger.publish(channel, msgspec.json.encode(lie.dump()))
 
 
 @on_stage
