@@ -93,7 +93,8 @@ async def test_token_that_is_none_of_the_jobs_is_found(deployment: Deployment) -
         await pubsub.psubscribe(deployment.keys.log_prefix(0) + "*")
 
         async def forge() -> None:
-            # On a busy machine the worker may be ahead of a forged token, but not of all.
+            # On a busy machine the worker may be ahead of a forged token, but not of all, of which
+            # there are as many as come in seconds.
             async for message in pubsub.listen():
                 if message["type"] != "pmessage":
                     continue
@@ -103,7 +104,7 @@ async def test_token_that_is_none_of_the_jobs_is_found(deployment: Deployment) -
                     await stranger.publish(message["channel"], forged)
 
         forging = asyncio.create_task(forge())
-        figures = await _run(deployment, arrival="at-once", jobs=2)
+        figures = await _run(deployment, arrival="at-once", jobs=2, output_tokens=(100, 100))
         forging.cancel()
         await asyncio.wait([forging])
     assert 1 <= figures.num_faults <= 2
