@@ -136,8 +136,8 @@ async def test_metrics_move_in_a_pool_where_things_happen(
     """Ends of all kinds, an urgent job, a lost worker, a fenced log, raw entries, a dead engine."""
     moved: set[str] = set()
     async with worker(
-        pool, redis_url, num_pages=NUM_PAGES, reserve_fraction=0, null_tokens_per_s=80, lease_ttl_s=1,
-        renew_interval_s=0.2, null_fail_id=FAILS,
+        pool, redis_url, num_pages=NUM_PAGES, reserve_fraction=0, null_tokens_per_s=80,
+        lease_ttl_s=1, renew_interval_s=0.2, null_fail_id=FAILS,
     ) as running:  # fmt: skip
         member, engine = running._parts.member, running._engine  # type: ignore[union-attr]
         exporter = Exporter(running.settings, running._life)
