@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import pytest
 from patience import PATIENCE_S
 from redis import Redis
+from servers.ports import free_port
 from workers.forked_command import forked_command
 
 from tokenbus.producer.client.blocking import Client
@@ -45,8 +46,7 @@ class Backend:
     """A backend of the examples as its users start it."""
 
     def __init__(self, name: str, url: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         env = os.environ | {"TOKENBUS_REDIS_URL": url, "PORT": str(self.port)}
         self._process = subprocess.Popen(
             [sys.executable, "-P", EXAMPLES / name], env=env, stderr=subprocess.DEVNULL
@@ -58,7 +58,7 @@ class Backend:
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except ConnectionError:
+            except OSError:
                 assert self._process.poll() is None, "the example ended"
                 assert time.monotonic() < deadline, "the example does not listen"
                 time.sleep(0.05)

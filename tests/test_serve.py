@@ -18,6 +18,7 @@ import psutil
 import pytest
 from house.shell import Newcomer, blocks
 from patience import PATIENCE_S
+from servers.ports import free_port
 
 from tokenbus.producer.commands import cli
 from tokenbus.producer.serving.endpoint import Endpoint
@@ -75,8 +76,7 @@ class Serving:
 @pytest.fixture
 def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
     """Give a shell with an empty home, a port that is free and an engine that makes tokens up."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     variables = {"TOKENBUS_ENGINE": "null", "TOKENBUS_GATEWAY_PORT": port}
     given = {"127.0.0.1:8000": f"127.0.0.1:{port}"}
     with Newcomer(tmp_path / "home", given, variables) as arrived:

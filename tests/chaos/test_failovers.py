@@ -13,11 +13,11 @@ from rides.ride import NullCargo, Ride
 from rides.scale import IS_SHORT, PATIENT
 from servers.fixtures import server_binary
 from servers.mortal_server import MortalServer
+from servers.ports import free_port
 from servers.server_groups import (
     ServerGroup,
     fails_over,
     follows,
-    free_port,
     rules,
     start_sentinels,
 )

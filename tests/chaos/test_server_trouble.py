@@ -13,6 +13,7 @@ from rides.ride import Ride
 from rides.scale import IS_SHORT, PATIENT, both_ways
 from servers.fixtures import server_binary
 from servers.mortal_server import MortalServer
+from servers.ports import free_port
 from servers.wire_proxy import WireProxy
 from workers.forkserver import forked_worker
 from workers.null_workers import command
@@ -124,11 +125,12 @@ async def test_job_whose_submit_was_lost_is_reported(
 
 async def test_replica_that_fell_behind_is_promoted(
     server_kind: str, mortal: MortalServer, pool: str, cargo: Cargo, rng: random.Random,
-    num_jobs: int, unused_tcp_port: int,
+    num_jobs: int,
 ) -> None:  # fmt: skip
     """A failover to a replica that missed the last writes costs a pause, as a power cut does."""
     async with AsyncExitStack() as stack:
-        options = ["--port", str(unused_tcp_port), "--repl-diskless-sync-delay", "0"]
+        port = free_port()
+        options = ["--port", str(port), "--repl-diskless-sync-delay", "0"]
         master = MortalServer(server_binary(server_kind), options)
         stack.callback(master.close)
         await master.start()
@@ -142,7 +144,7 @@ async def test_replica_that_fell_behind_is_promoted(
         for _ in range(2):
             await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.board(num_jobs, NUM_TOKENS)
-        await command(replica.scripts, "REPLICAOF", "127.0.0.1", unused_tcp_port)
+        await command(replica.scripts, "REPLICAOF", "127.0.0.1", port)
         await until(lambda: _follows(replica))
         await ride.until_seen(5)
         await command(replica.scripts, "REPLICAOF", "NO", "ONE")

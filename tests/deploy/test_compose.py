@@ -17,7 +17,7 @@ from house.shell import Newcomer
 from patience import PATIENCE_S
 from redis import Redis
 from redis.exceptions import RedisError
-from servers.server_groups import free_port
+from servers.ports import free_port
 
 from tokenbus.producer.commands.cli import build_parser
 from tokenbus.producer.server.embedded import find_server_binary, start_private

@@ -16,7 +16,7 @@ from house.shell import Newcomer
 from patience import PATIENCE_S
 from redis import Redis
 from scaling.prometheus import Prometheus, prometheus
-from servers.server_groups import free_port
+from servers.ports import free_port
 
 from tokenbus.producer import Client
 from tokenbus.producer.contract.keys import Keys

@@ -20,7 +20,7 @@ from browser.chromium import chromium
 from house.drills import Drill, drills, pool_lines
 from house.shell import Newcomer
 from models.tiny_model import TinyModel
-from servers.server_groups import free_port
+from servers.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

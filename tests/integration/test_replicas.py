@@ -12,6 +12,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 from patience import PATIENCE_S
+from servers.ports import free_port
 from workers.null_workers import command, expected_text, follow, worker_process
 
 from tokenbus.producer.client.worker_status import WorkerPhase
@@ -27,18 +28,6 @@ NUM_TOKENS = 90
 # Of the jobs of a test each replica has room for half, and none has ended when the last begins.
 SIZES: dict[str, Any] = {"replicas": 2, "max_num_seqs": 4, "null_tokens_per_s": 60}
 LEASE: dict[str, Any] = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
-
-
-def _free_ports() -> int:
-    """Return a port that is free as the one after it is."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port: int = first.getsockname()[1]
-            try:
-                socket.create_server(("127.0.0.1", port + 1)).close()
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 async def _ready(client: AsyncClient, other_than: frozenset[str] = frozenset()) -> list[str]:
@@ -105,7 +94,7 @@ async def test_one_command_runs_two_workers_and_drains_both(
     client: AsyncClient, redis_url: str, pool: str
 ) -> None:
     """Two workers of this host share the jobs, each with its probes; SIGTERM lets all jobs end."""
-    port = _free_ports()
+    port = free_port(SIZES["replicas"])
     async with worker_process(pool, redis_url, metrics_port=port, **SIZES) as launcher:
         names = await _ready(client)
         assert {host_of(name) for name in names} == {socket.gethostname()}

@@ -18,7 +18,7 @@ import pytest_asyncio
 from patience import PATIENCE_S
 from redis.asyncio import Redis
 from servers.fixtures import server_binary
-from servers.server_groups import free_port
+from servers.ports import free_port
 from workers.null_workers import expected_text, follow, worker
 from workers.stubs import until
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
+from servers.ports import free_port
 
 from tokenbus.engine import start_check
 from tokenbus.engine.config import EngineConfig
@@ -104,10 +105,10 @@ def test_folder_that_cannot_be_a_models_is_told(
 
 def test_port_of_metrics_that_is_taken_is_told() -> None:
     """A port on which somebody listens is refused, one that was just let go is not."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(SettingsInvalid, match=f"^metrics_port: 127.0.0.1:{port}: "):
-            _check(engine="null", metrics_port=port)
+    port = free_port()
+    told = f"^metrics_port: 127.0.0.1:{port}: "
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(SettingsInvalid, match=told):
+        _check(engine="null", metrics_port=port)
     _check(engine="null", metrics_port=port)
 
 

@@ -83,7 +83,8 @@ async def test_owner_that_goes_on_links_to_the_one_before(
     context = _drawn()
     async with await AsyncClient.connect(redis_url, pool=pool) as client:
         async with worker(pool, redis_url, null_tokens_per_s=50.0, drain_deadline_s=0) as first:
-            job = await client.submit("x", max_tokens=60, seed=1, traceparent=context.traceparent)
+            # Far more than the first worker has time for.
+            job = await client.submit("x", max_tokens=2000, traceparent=context.traceparent)
             await until(lambda: first.metrics.tokens_logged > 5)
         async with worker(pool, redis_url):
             await follow(client, job)

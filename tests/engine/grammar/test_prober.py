@@ -297,12 +297,17 @@ def test_killed_prober_mixes_nothing_up(
     sources = [source.replace("NAME", name) for name in ("ada", "bob")]
     specs = [GrammarSpec(GrammarKind.LARK, each, given_bytes=9) for each in sources]
     with ThreadPoolExecutor(2) as lanes:
-        verdicts = lanes.map(link.try_grammar, specs, (0, 1))
+        asked = [lanes.submit(link.try_grammar, spec, lane) for lane, spec in enumerate(specs)]
         ends_at = time.monotonic() + PATIENCE_S
         while is_reached is not None and not is_reached(link):
             assert time.monotonic() < ends_at
+            # Both were tried while nobody looked.
+            if all(each.done() for each in asked):
+                asked = [
+                    lanes.submit(link.try_grammar, spec, lane) for lane, spec in enumerate(specs)
+                ]
         process.kill()
-        found = list(verdicts)
+        found = [each.result(PATIENCE_S) for each in asked]
     assert link._process is not process
     if is_reached is _is_trying:
         assert [verdict.is_lasting for verdict in found] == [True, True]

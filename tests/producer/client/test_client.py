@@ -197,7 +197,7 @@ async def test_blocking_client_has_the_same_calls(
 
     served = threading.Event()
     using = asyncio.create_task(asyncio.to_thread(use))
-    await asyncio.to_thread(served.wait, 20)
+    assert await asyncio.to_thread(served.wait, PATIENCE_S)
     await serve(scripts)
     assert "".join(await using) == "001 002 003 "
 

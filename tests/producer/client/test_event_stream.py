@@ -24,8 +24,8 @@ NUM_TOKENS = 300
 
 @pytest.fixture
 async def client(redis_url: str, scripts: Scripts) -> AsyncIterator[AsyncClient]:
-    """Give a client."""
-    settings = ClientSettings(silence_s=0.2)
+    """Give a client that looks at nothing by itself before a test has failed."""
+    settings = ClientSettings().model_copy(update={"silence_s": PATIENCE_S})
     async with await AsyncClient.connect(redis_url, scripts.keys.pool, settings) as made:
         yield made
 

@@ -84,7 +84,7 @@ def web_path(folder: Path, private_server: EmbeddedServer, kind: str) -> Iterato
     process = subprocess.Popen([*command, "shop:app"], env=env)
     try:
         deadline = time.monotonic() + PATIENCE_S
-        while not Path(path).exists():
+        while not _listens(path):
             assert process.poll() is None, "gunicorn did not start"
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -95,6 +95,12 @@ def web_path(folder: Path, private_server: EmbeddedServer, kind: str) -> Iterato
             process.wait(PATIENCE_S)
         finally:
             process.kill()
+
+
+def _listens(path: str) -> bool:
+    """Tell whether somebody takes connections; the path is there a moment before."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def _get(path: str) -> dict[str, object]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
+from workers.null_workers import until
 from workers.stubs import StubWorker, a_job, owned_end, raw, submit, text_of
 
 from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.blocking import Client
+from tokenbus.producer.client.reading.gathering import Gathering
 from tokenbus.producer.contract.result import JobCancelled, JobFailed, JobResult
 from tokenbus.producer.errors import (
     ClientClosed,
@@ -66,10 +69,18 @@ async def complete(scripts: Scripts, job_id: str, last: int, reason: str = "stop
 @pytest.mark.each_value
 @pytest.mark.parametrize("is_own", [True, False])
 async def test_what_became_of_each_job_stands_in_its_place(
-    client: AsyncClient, redis_url: str, *, is_own: bool
+    client: AsyncClient, redis_url: str, monkeypatch: pytest.MonkeyPatch, *, is_own: bool
 ) -> None:
     """A result, or the error that `result` would raise; jobs of others are told like one's own."""
-    scripts = client.scripts
+    scripts, told_of, over_s = client.scripts, set[str](), 0.0
+    finish = Gathering._finish
+
+    def noting(gathering: Gathering, text: str, outcome: Outcome) -> None:
+        told_of.add(text)
+        finish(gathering, text, outcome)
+
+    monkeypatch.setattr(Gathering, "_finish", noting)
+    monkeypatch.setattr(f"{Gathering.__module__}.monotonic", lambda: monotonic() + over_s)
     async with await AsyncClient.connect(redis_url, scripts.keys.pool) as other:
         submitter = client if is_own else other
         wishes = [{"prompt": "x", "max_tokens": 16, "id": f"j{i}"} for i in range(4)]
@@ -78,7 +89,7 @@ async def test_what_became_of_each_job_stands_in_its_place(
         waiting = await submitter.submit("x")
         refusal = RequestInvalid("prompt", "no")
         given: list[Any] = ["j2", refusal, "j0", "none", "j3", "j1", waiting, "j2"]
-        gathered = asyncio.ensure_future(client.results(given, timeout_s=3))
+        gathered = asyncio.ensure_future(client.results(given, timeout_s=PATIENCE_S))
         await worker.run("j1", 1, 2)
         await complete(scripts, "j1", 2)
         await worker.start("j2", 1)
@@ -86,6 +97,9 @@ async def test_what_became_of_each_job_stands_in_its_place(
         await complete(scripts, "j2", 0, "failed")
         await worker.run("j0", 1, 1)
         await complete(scripts, "j0", 1)
+        # The time is over once all that has ended was heard of.
+        await until(lambda: len(told_of) == 4)
+        over_s = PATIENCE_S
         found = await gathered
         assert await submitter.cancel(waiting)
         [late] = await client.results([waiting])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -10,7 +11,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gateways.doors import Door, door
+from gateways.doors import Door, Told, door
+from patience import PATIENCE_S
 from workers.null_workers import worker
 from workers.stubs import StubWorker, a_job, raw, submit
 
@@ -207,7 +209,7 @@ async def test_job_that_ended_has_its_whole_timeline(
         async with await AsyncClient.connect(url, pool) as client:
             job = await client.submit("Where is my lamp?", max_tokens=5, tenant="acme")
             await client.result(job)
-        told = (await running.get(f"/ui/api/pools/{pool}/jobs/{job.job_id}?tenant=acme")).json
+        told = (await ended_story(running, pool, job.job_id)).json
         assert [stamp["kind"] for stamp in told["stamps"]] == ["p", "a", "f", "e"]
         times = [told["created_ms"], *(stamp["at_ms"] for stamp in told["stamps"])]
         assert times == sorted(times)
@@ -223,6 +225,16 @@ async def test_job_that_ended_has_its_whole_timeline(
         last = figures["samples"][-1][0]
         later = (await running.get(f"/ui/api/pools/{pool}?since_ms={last}")).json["samples"]
         assert all(sample[0] > last for sample in later)
+
+
+async def ended_story(running: Door, pool: str, job_id: str) -> Told:
+    """Ask until the board has looked at the pool since the job's worker completed it."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            told = await running.get(f"/ui/api/pools/{pool}/jobs/{job_id}?tenant=acme")
+            if told.json["state"] == "ended" and told.json["ended_ms"]:
+                return told
+            await asyncio.sleep(0.02)
 
 
 async def test_letters_are_retried_and_deleted(scripts: Scripts, redis_url: str, pool: str) -> None:

@@ -103,7 +103,8 @@ async def test_every_gateway_may_die_in_mid_stream(
         last = await stack.enter_async_context(door(url, pool))
         mortal = await stack.enter_async_context(door_process(url, pool))
         num_frames = [3, 8, 15, 30]
-        heads = [asyncio.Event() for _ in num_frames]
+        half_way, is_killed = asyncio.Event(), asyncio.Event()
+        begun = [asyncio.Event() for _ in num_frames]
         kept: list[list[Frame]] = [[] for _ in num_frames]
 
         async def read(number: int) -> None:
@@ -113,17 +114,24 @@ async def test_every_gateway_may_die_in_mid_stream(
                     async for frame in frames_of(response):
                         if frame.data:
                             kept[number].append(frame)
+                            begun[number].set()
                         if len(kept[number]) == num_frames[number]:
-                            heads[number].set()
+                            if number == 2:
+                                half_way.set()
+                            # Of a gateway that was held up all may come at once, with the end.
+                            await is_killed.wait()
+                            return
             except (OSError, aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError):
                 return
 
         async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as reading:
             for number in range(len(num_frames)):
                 reading.create_task(read(number))
-            await heads[2].wait()
+            for each in (*begun, half_way):
+                await each.wait()
             assert mortal.process is not None
             mortal.process.send_signal(signal.SIGKILL)
+            is_killed.set()
         for frames in kept:
             assert frames
             last_id = str(frames[-1].id)
@@ -232,7 +240,7 @@ async def test_gateway_that_closes_tells_its_readers_to_resume(
     url = private_server.url
     async with worker(pool, url, **PACE), door(url, pool) as other:
         async with door(url, pool, gateway_drain_s=0.1) as closing:
-            asked = closing.post("/v1/chat/completions", {**BODY, "max_tokens": 40})
+            asked = closing.post("/v1/chat/completions", {**BODY, "max_tokens": 4000})
             reading = asyncio.create_task(asked)
             assert closing.gateway is not None
             streams = closing.gateway.streams
@@ -245,6 +253,14 @@ async def test_gateway_that_closes_tells_its_readers_to_resume(
         assert any("resume" in frame.comment for frame in told.frames)
         assert error.json["error"]["code"] == "gateway_closing"
         assert done.data == "[DONE]"
-        rest = await other.get(f"/v1/jobs/{job_id}/stream", Last_Event_ID=str(frames[-1].id))
+        rest: list[Frame] = []
+        last_id = {"Last_Event_ID": str(frames[-1].id)}
+        async with other.open("GET", f"/v1/jobs/{job_id}/stream", **last_id) as response:
+            async for frame in frames_of(response):
+                rest.append(frame)
+                if len(shown(rest)) == 5:
+                    # It has gone on, and would for long.
+                    await other.post(f"/v1/jobs/{job_id}/cancel", None)
         unbroken = await other.get(f"/v1/jobs/{job_id}/stream")
-        assert shown(frames) + shown(rest.frames) == shown(unbroken.frames)
+        assert len(shown(rest)) > 5
+        assert shown(frames) + shown(rest) == shown(unbroken.frames)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 from gateways.doors import Door, door, frames_of
+from patience import PATIENCE_S
+from workers import null_workers, stubs
 from workers.null_workers import expected_text, worker
-from workers.stubs import until
+from workers.stubs import StubWorker
 
 from tokenbus.producer.gateway.access.api_keys import ApiKeys
+from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
 
     from gateways.doors import Frame, Told
 
+    from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.server.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -45,16 +51,48 @@ def _parts(frames: list[Frame]) -> list[Any]:
     return [frame.json for frame in frames if frame.data and frame.data != "[DONE]"]
 
 
-async def _left(running: Door, chat: str, **body: Any) -> list[Any]:
-    """Ask, and hang up after a few parts; return those."""
+@dataclass(slots=True)
+class HeldAnswer:
+    """An answer of three tokens so far, and of so many more once it may end."""
+
+    worker: StubWorker
+    job_id: str
+
+    @classmethod
+    async def begun(cls, scripts: Scripts) -> HeldAnswer:
+        """Pull the next job and begin its answer."""
+        worker = StubWorker(scripts)
+        await worker.reconcile()
+        while not (jobs := (await worker.pull()).jobs):
+            pass
+        await worker.start(jobs[0].job_id, 1)
+        await worker.append(jobs[0].job_id, 1, 1, 3)
+        return cls(worker, jobs[0].job_id)
+
+    async def end(self) -> None:
+        """Tell the rest."""
+        for index in range(4, LENGTH + 1):
+            await self.worker.append(self.job_id, 1, index, index)
+        finish = (await self.worker.end(self.job_id, 1, LENGTH, "length")).finish
+        await JobCompletion(self.worker.scripts).complete(self.job_id, finish)
+
+
+async def _left(running: Door, pool: str, chat: str) -> tuple[list[Any], HeldAnswer]:
+    """Ask, and hang up amid the answer; return the parts so far, and what is to come."""
+    assert running.gateway is not None
+    client = await running.gateway.models.client(pool)
     frames: list[Frame] = []
-    async with running.open("POST", "/api/chat", {**ASKED, "id": chat, **body}) as response:
-        assert response.status == 200, await response.text()
-        async for frame in frames_of(response):
-            frames.append(frame)
-            if len(_parts(frames)) == 6:
-                break
-    return _parts(frames)
+    async with asyncio.timeout(PATIENCE_S):
+        answering = asyncio.create_task(HeldAnswer.begun(client.scripts))
+        async with running.open("POST", "/api/chat", {**ASKED, "id": chat}) as response:
+            assert response.status == 200, await response.text()
+            async for frame in frames_of(response):
+                frames.append(frame)
+                if _text(_parts(frames)) == stubs.text_of(1, 3):
+                    break
+        streams = running.gateway.streams
+        await null_workers.until(lambda: not len(streams))
+        return _parts(frames), await answering
 
 
 async def _resumed(running: Door, chat: str, key: str = "") -> Told:
@@ -79,31 +117,35 @@ async def test_answer_is_told_in_parts(null_door: Door) -> None:
 
 
 async def test_reloaded_page_has_the_answer_whole_at_any_door(
-    slow_door: Door, private_server: EmbeddedServer, module_pool: str
+    private_server: EmbeddedServer, pool: str
 ) -> None:
     """Who asks again gets the same message from its beginning, then nothing is left to tell."""
-    before = await _left(slow_door, "r/1")
-    async with door(private_server.url, f"{module_pool}-slow") as other:
-        parts = _parts((await _resumed(other, "r/1")).frames)
-    assert parts[:3] == before[:3]
-    assert _text(parts).startswith(_text(before))
-    assert _text(parts) == expected_text(5, LENGTH)
-    assert parts[-1] == {"type": "finish", "finishReason": "length"}
-    assert (await _resumed(slow_door, "r/1")).status == 204
+    url = private_server.url
+    async with door(url, pool) as running:
+        before, answer = await _left(running, pool, "r/1")
+        async with door(url, pool) as other:
+            resuming = asyncio.create_task(_resumed(other, "r/1"))
+            await answer.end()
+            parts = _parts((await resuming).frames)
+        assert parts[:3] == before[:3]
+        assert _text(parts).startswith(_text(before))
+        assert _text(parts) == stubs.text_of(1, LENGTH)
+        assert parts[-1] == {"type": "finish", "finishReason": "length"}
+        assert (await _resumed(running, "r/1")).status == 204
 
 
-async def test_answer_that_ended_unread_is_told_once(slow_door: Door) -> None:
+async def test_answer_that_ended_unread_is_told_once(
+    private_server: EmbeddedServer, pool: str
+) -> None:
     """A page that was away for the end has it when it comes back."""
-    [start, *_] = await _left(slow_door, "away")
-    path = f"/v1/jobs/{start['messageId'].removeprefix('msg-')}"
-
-    async def is_done() -> bool:
-        return bool((await slow_door.get(path)).json["status"] == "done")
-
-    await until(is_done)
-    told = await _resumed(slow_door, "away")
-    assert _text(_parts(told.frames)) == expected_text(5, LENGTH)
-    assert (await _resumed(slow_door, "away")).status == 204
+    async with door(private_server.url, pool) as running:
+        [start, *_], answer = await _left(running, pool, "away")
+        await answer.end()
+        path = f"/v1/jobs/{start['messageId'].removeprefix('msg-')}"
+        assert (await running.get(path)).json["status"] == "done"
+        told = await _resumed(running, "away")
+        assert _text(_parts(told.frames)) == stubs.text_of(1, LENGTH)
+        assert (await _resumed(running, "away")).status == 204
 
 
 async def test_stop_ends_the_answer_for_all_readers(slow_door: Door) -> None:

@@ -248,7 +248,7 @@ async def test_idle_worker_waits_less_than_one_with_other_work(
 ) -> None:
     """A job that has waited long is left for a fifth of that, by a worker with other work."""
     await submit(scripts, a_job("old", tenant="a", prefix="p"))
-    await entered_before(scripts, "old", "a", 10_000)
+    await entered_before(scripts, "old", "a", LONG_MS)
     await leave_for(scripts, "old", 200)
     await submit(scripts, a_job("own", tenant="b", prefix="q"))
     budget: dict[str, Any] = {"affinity_ms": 100, "cached": {"q": 0}}

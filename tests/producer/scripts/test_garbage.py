@@ -132,7 +132,7 @@ async def test_raw_entry_moves_into_its_lane_once(scripts: Scripts) -> None:
 async def test_one_worker_drains_the_inbox_at_a_time(scripts: Scripts) -> None:
     """While one worker drains the inbox, others get nothing; when it ends they do."""
     await raw(scripts).xadd(scripts.keys.of("inbox"), {"job": "{}"})
-    assert len(await scripts.queue.drain_inbox("w1")) == 1
+    assert len(await scripts.queue.drain_inbox("w1", lease_ms=3_600_000)) == 1
     assert await scripts.queue.drain_inbox("w2") == []
     assert len(await scripts.queue.drain_inbox("w1")) == 1
     await raw(scripts).delete(scripts.keys.of("intake"))

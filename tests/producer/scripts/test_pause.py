@@ -12,6 +12,9 @@ from tokenbus.producer.scripts.replies import LogStatus, PullStatus, Submitted
 if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
 
+# Beside which the time that a test itself takes is nothing.
+LONG_MS = 3_600_000
+
 
 async def test_paused_pool_accepts_and_hands_out_nothing(scripts: Scripts) -> None:
     """A pull of a paused pool answers `paused`; jobs that are held go on and end."""
@@ -68,11 +71,11 @@ async def test_rate_is_measured_between_two_pulls_of_one_worker(scripts: Scripts
         await pulling.pull(max_jobs=2)
     assert b"busy" not in await redis.hgetall(key)
     for number, pulling in enumerate((worker, other), 1):
-        await age(scripts, pulling, 10_000)
+        await age(scripts, pulling, LONG_MS)
         await redis.hdel(scripts.keys.of("held", pulling.name), f"j-{2 * number - 2}")
         await pulling.pull(max_jobs=1)
         told = {name: float(each) for name, each in (await redis.hgetall(key)).items()}
-        assert told[b"busy"] == pytest.approx(10_000 * number, rel=0.02)
+        assert told[b"busy"] == pytest.approx(LONG_MS * number, rel=0.02)
         assert [round(told[name]) for name in (b"jobs", b"pulled")] == [number, number]
         assert round(told[b"tokens"] / told[b"prompts"], 3) == 1.5
 
@@ -103,15 +106,15 @@ async def test_time_of_a_pause_is_no_backlog(scripts: Scripts) -> None:
     await submit(scripts, *(a_job(f"j-{number}") for number in range(6)))
     redis, key = raw(scripts), scripts.keys.of("drain")
     await worker.pull(max_jobs=1)
-    await age(scripts, worker, 1000)
+    await age(scripts, worker, LONG_MS)
     await worker.pull(max_jobs=1)
     before = await redis.hget(key, "busy")
     for is_paused in (True, False):
         await scripts.control.pause(is_paused=is_paused)
-        # As if the pause, or what came before it, had taken a minute.
-        await age(scripts, worker, 60_000)
+        # As if the pause, or what came before it, had taken so long.
+        await age(scripts, worker, LONG_MS)
     await worker.pull(max_jobs=1)
     assert await redis.hget(key, "busy") == before
-    await age(scripts, worker, 1000)
+    await age(scripts, worker, LONG_MS)
     await worker.pull(max_jobs=1)
     assert float(await redis.hget(key, "busy")) > 1.5 * float(before)

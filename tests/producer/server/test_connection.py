@@ -9,7 +9,7 @@ import pytest
 from patience import PATIENCE_S
 from redis.exceptions import ConnectionError as RedisConnectionError
 from servers.fixtures import server_binary
-from servers.server_groups import free_port
+from servers.ports import free_port
 
 from tokenbus.producer.errors import (
     ServerRefused,

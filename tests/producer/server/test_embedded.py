@@ -84,7 +84,7 @@ async def test_server_outlives_its_first_comer(tmp_path: Path, kind: str) -> Non
     redis = make_redis(server.url)
     await redis.set("key", "value")
     first.kill()
-    await asyncio.to_thread(first.wait, 20)
+    await asyncio.to_thread(first.wait, PATIENCE_S)
     assert await redis.get("key") == b"value"
     await redis.aclose()
     server.close()
@@ -112,7 +112,7 @@ async def test_two_processes_share_one_server(tmp_path: Path) -> None:
     await redis.aclose()
     for process in processes:
         process.kill()
-        await asyncio.to_thread(process.wait, 20)
+        await asyncio.to_thread(process.wait, PATIENCE_S)
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.close()

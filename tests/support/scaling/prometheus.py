@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from patience import PATIENCE_S
-from servers.server_groups import free_port
+from servers.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

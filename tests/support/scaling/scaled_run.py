@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaling.prometheus import Prometheus, prometheus
 from scaling.scaled_object import SYNC_S, Autoscaler, ScaledObject
-from servers.server_groups import free_port
+from servers.ports import free_port
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.client.pool_figures import read_figures

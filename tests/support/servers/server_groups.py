@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
+from servers.ports import free_port
 from workers.stubs import until
 
 if TYPE_CHECKING:
@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 
 NUM_SLOTS = 16384
 MASTER = "bus"
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on, low enough for a cluster's second one."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
-            return port
 
 
 # A machine under load keeps a server from answering for a second; the tests say when it is time.
@@ -76,6 +66,7 @@ class ServerGroup:
         await self._processes[port].wait()
 
     async def _answers(self, port: int) -> bool:
+        assert self._processes[port].returncode is None, f"the server on port {port} has ended"
         try:
             return bool(await self.client(port).ping())
         except (RedisError, OSError):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 from patience import PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
+from servers.ports import free_port
 from workers.stubs import StubWorker, a_job, raw, submit
 
 from tokenbus.producer.client.backlog import Assumed
@@ -158,9 +158,7 @@ async def test_service_answers_scrapes_and_probes(
     """A service tells every metric of its tables, and is ready once it works."""
     await submit(scripts, a_job("one"))
     await raw(scripts).hset(scripts.keys.of("drain"), mapping={"tokens": 1000, "busy": 10_000})
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     settings = ControlSettings.load(redis_url=redis_url, pool=pool, metrics_port=port)
     service = asyncio.create_task(serve(settings))
 

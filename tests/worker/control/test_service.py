@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import pytest
 from aiohttp import web
 from patience import PATIENCE_S
+from servers.ports import free_port
 from workers.control_processes import KEY, control_process, receiver
 
 from tokenbus.producer.commands.cli import main
@@ -75,9 +75,7 @@ async def test_metrics_tell_what_became_of_webhooks(
     async def answer(call: Call) -> web.Response:
         return web.Response(status=503 if call.headers["tokenbus-try"] == "1" else 200)
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     async with (
         receiver(answer) as shop,
         control_process(

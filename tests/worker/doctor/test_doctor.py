@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
 import pytest
 from servers.fixtures import pool
@@ -15,7 +17,7 @@ from tokenbus.producer.server.connection import make_redis
 from tokenbus.producer.server.embedded import EmbeddedServer, start_private
 from tokenbus.worker.doctor.finding import Finding, State, guarded
 from tokenbus.worker.doctor.model_checks import model_checks
-from tokenbus.worker.doctor.server_checks import server_checks
+from tokenbus.worker.doctor.server_checks import _clock, server_checks
 from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -79,6 +81,23 @@ async def test_faults_of_a_server_are_found(own_server: EmbeddedServer, pool: st
     assert refused.state is State.FAILED
     assert "noeviction" in refused.found
     await redis.aclose()
+
+
+@pytest.mark.parametrize(
+    ("there_s", "state"),
+    [(1000, State.OK), (1009, State.OK), (995, State.WARNING), (1014, State.WARNING)],
+)
+async def test_answer_that_comes_late_is_no_clock_that_is_off(
+    monkeypatch: pytest.MonkeyPatch, there_s: int, state: State
+) -> None:
+    """A server, or this process, that is held up for nine seconds has told a time of them."""
+    now_s = iter((1000.0, 1009.0))
+    clock = SimpleNamespace(time=lambda: next(now_s))
+    monkeypatch.setattr("tokenbus.worker.doctor.server_checks.time", clock)
+    redis = SimpleNamespace(time=AsyncMock(return_value=(there_s, 0)))
+    finding = await _clock(redis)
+    assert finding.state is state
+    assert (finding.found == "this machine is 0.00 s behind the server") is (state is State.OK)
 
 
 def _model_findings(**settings: Any) -> dict[str, Finding]:

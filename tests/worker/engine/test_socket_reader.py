@@ -113,19 +113,27 @@ def test_other_thread_sleeps_through_what_its_owner_waits_for(ends: Ends) -> Non
 
 def times_asleep(thread: threading.Thread) -> int:
     """Return how often a thread has gone to sleep."""
+    return int(told_of(thread, "voluntary_ctxt_switches"))
+
+
+def told_of(thread: threading.Thread, name: str) -> str:
+    """Return what the kernel tells of a thread."""
     path = Path(f"/proc/self/task/{thread.native_id}/status")
-    [line] = [line for line in path.read_text().splitlines() if line.startswith("voluntary")]
-    return int(line.split()[1])
+    told = dict(line.split(":\t", 1) for line in path.read_text().splitlines())
+    return told[name]
 
 
 def until_asleep(thread: threading.Thread) -> None:
-    """Wait until a thread has gone to sleep for good: several looks find it where it was."""
+    """Wait until a thread has gone to sleep for good: several looks find it asleep where it was.
+
+    One that waits for a processor sleeps no more often meanwhile, and is not asleep.
+    """
     seen, num_equal = -1, 0
     deadline = time.monotonic() + PATIENCE_S
     while num_equal < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
-        now = times_asleep(thread)
-        num_equal = num_equal + 1 if now == seen else 0
+        now, state = times_asleep(thread), told_of(thread, "State")
+        num_equal = num_equal + 1 if now == seen and state.startswith("S") else 0
         seen = now
 
 

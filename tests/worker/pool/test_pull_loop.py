@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
@@ -241,13 +242,25 @@ async def test_full_worker_lets_room_gather_before_it_pulls(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of short jobs that end one by one each would otherwise be worth a pull of its own."""
-    monkeypatch.setattr("tokenbus.worker.pool.pull_loop.NAP_S", 0.2)
+    napping, is_over = asyncio.Event(), asyncio.Event()
+
+    async def nap(_: float) -> None:
+        napping.set()
+        await is_over.wait()
+
+    asleep = SimpleNamespace(**vars(asyncio) | {"sleep": nap})
+    monkeypatch.setattr("tokenbus.worker.pool.pull_loop.asyncio", asleep)
     bench = pull_bench(640, num_rows=64)
     jobs = [bench.take(pulled_job(f"j{num}", 1, 1)) for num in range(64)]
     running = asyncio.create_task(bench.pull_loop.run())
-    for job in jobs[:20]:
+    bench.member.held_jobs.drop(jobs[0])
+    async with asyncio.timeout(PATIENCE_S):
+        await napping.wait()
+    for job in jobs[1:20]:
         await asyncio.sleep(0)
         bench.member.held_jobs.drop(job)
+    assert bench.lease.offers == []
+    is_over.set()
     await until_within(lambda: bool(bench.lease.offers), PATIENCE_S)
     running.cancel()
     assert bench.lease.offers[0] == 20

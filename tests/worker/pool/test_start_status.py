@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from patience import PATIENCE_S
 from servers.fixtures import pool, redis_url, scripts, server
@@ -48,13 +48,15 @@ async def test_worker_is_told_of_until_it_has_its_lease(
         assert float(await redis.hget(keys.of("drain"), "start_s")) > 0
 
 
-async def test_starts_are_told_by_their_mean(scripts: Scripts) -> None:
+async def test_starts_are_told_by_their_mean(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first stands for all, each further one has its share; one that failed tells nothing."""
-    life: Any = WorkerLife(lambda *_: None)
+    life = WorkerLife(lambda *_: None)
     status = StartStatus(scripts.redis, scripts.keys, worker="w", model="m", life=life, ttl_s=5)
     told = []
     for is_ready, took_s in ((False, 500), (True, 100), (True, 200)):
-        life.began_at -= took_s - life.uptime_s
+        monkeypatch.setattr(WorkerLife, "uptime_s", float(took_s))
         await status.end(is_ready=is_ready)
         told.append(await raw(scripts).hget(scripts.keys.of("drain"), "start_s"))
     assert [each and round(float(each)) for each in told] == [None, 100, 130]

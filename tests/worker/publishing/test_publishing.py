@@ -165,7 +165,7 @@ async def test_publisher_without_renewals_stops_by_itself(
 ) -> None:
     """A gate opened on a renewal that is too old lets nothing through; the next one does."""
     redis = make_redis(redis_url)
-    session = Session(redis, lease_ttl_s=1.0)
+    session = Session(redis, lease_ttl_s=PATIENCE_S)
     reports: list[PublisherReport] = []
     news = asyncio.Event()
 
@@ -184,7 +184,7 @@ async def test_publisher_without_renewals_stops_by_itself(
     session.when_lost(lambda reason: emit(Lost(publisher.generation, reason)))
     log_writers = asyncio.create_task(run_log_writers(publisher))
     async with asyncio.timeout(PATIENCE_S):
-        publisher.obey(OpenGate(0, time.monotonic() - 3.5))
+        publisher.obey(OpenGate(0, time.monotonic() - 3.5 * PATIENCE_S))
         publisher.obey(TakeOver(key=1, job_id="s0-j", epoch=1, prompt_tokens=1, rules=None))
         await news.wait()
         assert [type(report) for report in reports] == [Lost]

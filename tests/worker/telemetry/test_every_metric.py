@@ -125,6 +125,8 @@ NOT_SHOWN = {
     told.ENGINE_RESTARTS.name,
 }
 FAILS = 300
+# In which long answers, that end by no stall of the machine, leave too little room for another.
+NUM_PAGES = 132
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
@@ -134,12 +136,12 @@ async def test_metrics_move_in_a_pool_where_things_happen(
     """Ends of all kinds, an urgent job, a lost worker, a fenced log, raw entries, a dead engine."""
     moved: set[str] = set()
     async with worker(
-        pool, redis_url, num_pages=40, reserve_fraction=0, null_tokens_per_s=80, lease_ttl_s=1,
-        renew_interval_s=0.2, null_fail_id=FAILS,
+        pool, redis_url, num_pages=NUM_PAGES, reserve_fraction=0, null_tokens_per_s=80,
+        lease_ttl_s=1, renew_interval_s=0.2, null_fail_id=FAILS,
     ) as running:  # fmt: skip
         member, engine = running._parts.member, running._engine  # type: ignore[union-attr]
         exporter = Exporter(running.settings, running._life)
-        exporter.attach(member, engine, model="null", total_pages=39)
+        exporter.attach(member, engine, model="null", total_pages=NUM_PAGES - 1)
         before = _samples(exporter)
 
         def look() -> None:
@@ -167,7 +169,7 @@ async def _repeat(look: Any) -> None:
 async def _ends_of_all_kinds(client: AsyncClient, running: Worker) -> None:
     done = await client.submit("x", max_tokens=8, priority=0)
     failing = await client.submit(token_ids=[FAILS], max_tokens=8)
-    cancelled = await client.submit("x", max_tokens=500)
+    cancelled = await client.submit("x", max_tokens=1700)
     expired = await client.submit("x", max_tokens=500, deadline_s=1.0)
     await until(lambda: running.num_held >= 1)
     await client.cancel(cancelled.job_id)
@@ -178,7 +180,7 @@ async def _ends_of_all_kinds(client: AsyncClient, running: Worker) -> None:
 async def _urgent_job(client: AsyncClient, running: Worker) -> None:
     num_pulled = running.metrics.jobs_pulled
     slow = [
-        await client.submit("x" * 16, max_tokens=250, priority=2, tenant=f"t{n}") for n in range(2)
+        await client.submit("x" * 16, max_tokens=1000, priority=2, tenant=f"t{n}") for n in range(2)
     ]
     await until(lambda: running.metrics.jobs_pulled >= num_pulled + len(slow))
     await until(lambda: len(running._held_jobs.in_phase(Phase.RUNNING)) == 2)
@@ -199,7 +201,7 @@ async def _lost_worker(client: AsyncClient, running: Worker) -> None:
 
 
 async def _fenced_log(client: AsyncClient, running: Worker) -> None:
-    job = await client.submit("x", max_tokens=400)
+    job = await client.submit("x", max_tokens=1500)
     held = running._held_jobs
     logged = running.metrics.tokens_logged
     await until(lambda: running.metrics.tokens_logged > logged + 5)

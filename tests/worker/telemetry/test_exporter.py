@@ -13,6 +13,7 @@ import pytest
 from patience import PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
 from servers.fixtures import pool, redis_url, server
+from servers.ports import free_port
 from workers.null_workers import follow, null_settings, until, worker
 
 from tokenbus.producer.client.async_client import AsyncClient
@@ -24,13 +25,6 @@ from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.supervisor import Worker
 
 __all__ = ["pool", "redis_url", "server"]
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _scrape(port: int) -> dict[str, float]:
@@ -60,7 +54,7 @@ def _probe(port: int, path: str) -> tuple[int, dict[str, Any]]:
 @pytest.mark.parametrize("publishers", [0, 1])
 async def test_scrape_tells_what_happened(redis_url: str, pool: str, publishers: int) -> None:
     """Jobs, tokens, pages and times of a finished load, whoever published them."""
-    port = _free_port()
+    port = free_port()
     async with (
         worker(
             pool, redis_url, publishers=publishers, metrics_port=port, metrics_tenants=1
@@ -116,7 +110,7 @@ async def test_scrape_tells_what_happened(redis_url: str, pool: str, publishers:
 
 async def test_probes_tell_the_phase_before_the_model_is_there(pool: str, redis_url: str) -> None:
     """A worker that starts is well and not ready, and says what it is at; later it is both."""
-    port = _free_port()
+    port = free_port()
     told: list[tuple[int, dict[str, Any]]] = []
 
     def ask(_phase: str, _percent: int, _for_s: int) -> None:
