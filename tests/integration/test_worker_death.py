@@ -24,6 +24,8 @@ from workers.null_workers import (
 from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.commands.watching.status import run_status
 from tokenbus.producer.contract.messages.wire_delta import joined
+from tokenbus.producer.scripts.lease import LeaseScripts
+from tokenbus.producer.scripts.replies import Orphan
 from tokenbus.worker.engine import supervisor as engine_supervisor
 from tokenbus.worker.errors import DeathCause
 
@@ -257,6 +259,34 @@ async def test_job_that_kills_the_engine_ends_as_poison_alone(
         assert story.finish.error.code == "poison"
         assert running.metrics.engine_deaths <= 2 * log2(9) + 4
         assert running.metrics.engine_ends[DeathCause.SIGNAL] == running.metrics.engine_deaths
+
+
+# One kind of server: what is shown is what a worker makes of its own lease.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_worker_whose_lease_ran_out_reaps_nothing_of_its_own(
+    client: AsyncClient, redis_url: str, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that had no processor for so long, and scans before it renews, is no dead worker."""
+    scan, found = LeaseScripts.scan_workers, list[Orphan]()
+
+    async def scan_late(lease: LeaseScripts) -> tuple[list[Orphan], list[str]]:
+        alive = client.scripts.keys.of("alive", running.name)
+        await command(client.scripts, "DEL", alive)
+        orphans, struck = await scan(lease)
+        found.extend(orphans)
+        return orphans, struck
+
+    async with worker(pool, redis_url, null_tokens_per_s=20, **LEASE) as running:
+        job = await client.submit("hello", seed=1, max_tokens=4000)
+        reading = asyncio.create_task(follow(client, job))
+        monkeypatch.setattr(LeaseScripts, "scan_workers", scan_late)
+        await until(lambda: {orphan.worker for orphan in found} == {running.name})
+        # Whoever had reaped it has done so by the next scan.
+        num_found = len(found)
+        await until(lambda: len(found) > num_found)
+        await client.cancel(job)
+        assert (await reading).epochs == {1}
+        assert running.metrics.jobs_reaped == 0
 
 
 async def _outages(client: AsyncClient) -> Mapping[str, str]:
