@@ -148,7 +148,7 @@ async def test_draining_worker_leaves_its_prefixes_to_others_at_once(
         long = await client.submit(token_ids=prompt, max_tokens=600)
         # Had it not begun, the draining worker would give it back at once.
         await anext(aiter(client.stream(long)))
-        draining, other = (one, two) if one.num_held else (two, one)
+        draining, other = (one, two) if one.metrics.jobs_pulled else (two, one)
         draining.request_stop()
         job = await client.submit(token_ids=[*prompt, 450], max_tokens=4)
         assert (await client.result(job, timeout_s=PATIENCE_S)).finish.reason == "length"
