@@ -82,6 +82,8 @@ async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_for
     num_pages = 1 + num_tenants * NUM_SHARED // PAGE_SIZE + 12 * own_pages
     settings = settings_of(TinyModel(tmp_path), num_pages=num_pages, reserve_fraction=0)
     async with worker(pool, redis_url, **settings) as running:
+        # All wait before any runs: where they come slowly, eight are never there at once.
+        await client.pause()
         jobs = []
         for number in range(36):
             tenant = number % num_tenants
@@ -94,6 +96,7 @@ async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_for
                 cache_secret=None if group is None else "known to all tenants",
             )
             jobs.append(job)
+        await client.resume()
         for job in jobs:
             result = await client.result(job, timeout_s=PATIENCE_S)
             assert result.finish.reason == "length"
