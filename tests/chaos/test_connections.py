@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from patience import PATIENCE_S
 from rides.ride import Ride
 from rides.scale import PATIENT, long_row
 from servers.wire_proxy import Moment, WireProxy
@@ -38,11 +37,7 @@ async def test_reply_lost_after_the_script_ran(ride: Ride, num_jobs: int) -> Non
         await ride.until_seen(5)
         traps = [worker.wire.trap(name, Moment.LOST, _nothing) for name in LOST_REPLIES]
         await ride.board(2 * num_jobs)
-        async with asyncio.timeout(PATIENCE_S):
-            # Answers that a busy worker has whole are one call; later ones need the others.
-            while not all(trap.has_closed for trap in traps):
-                await ride.board(2, 120)
-                await ride.until_more(60)
+        await ride.until_closed(traps)
         await ride.arrive()
         await ride.check_nothing_left()
 

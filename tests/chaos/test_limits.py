@@ -110,7 +110,7 @@ async def test_cancel_of_running_jobs_by_a_client_that_dies(ride: Ride, num_jobs
     """The owner was told or finds the flag: each running job ends as cancelled, pages are free."""
     queue = ride.client.scripts.queue
     # All wait before any runs, so that none is over when its turn to be cancelled comes.
-    await ride.board(num_jobs, 400)
+    await ride.board(num_jobs, 4000)
     async with forked_worker(**ride.settings()):
         await ride.until_seen(5, min(num_jobs, 8))
         replies = [await queue.cancel(job.text) for job in ride.addresses]

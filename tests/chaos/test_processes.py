@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from patience import PATIENCE_S, until_within
-from rides.ride import ModelCargo, Ride
+from rides.ride import FAST, ModelCargo, Ride
 from rides.scale import both_ways, long_row, number_of, publishers_too
 from workers.forkserver import forked_worker
 from workers.stubs import until
@@ -88,7 +88,7 @@ async def test_publisher_process_killed(ride: Ride, num_jobs: int) -> None:
         await ride.board_long()
         os.kill(worker.publisher_pids()[0], signal.SIGKILL)
         assert await worker.wait() > 0
-        await stack.enter_async_context(forked_worker(**ride.settings()))
+        await stack.enter_async_context(forked_worker(**ride.settings(**FAST)))
         stories = await ride.arrive()
         assert any(len(story.epochs) > 1 for story in stories.values())
         await ride.check_nothing_left()
@@ -106,8 +106,8 @@ async def test_hung_worker_process_leaves_no_publisher_that_writes(
         worker = await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.board(num_jobs, 80)
         await ride.board_long()
-        await stack.enter_async_context(forked_worker(**ride.settings()))
         worker.send(signal.SIGSTOP)
+        await stack.enter_async_context(forked_worker(**ride.settings(**FAST)))
         stories = await ride.arrive()
         assert any(len(story.epochs) > 1 for story in stories.values())
         worker.send(signal.SIGCONT)

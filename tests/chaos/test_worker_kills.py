@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rides.ride import LONG_TOKENS
+from rides.ride import FAST, LONG_TOKENS
 from rides.scale import IS_SHORT, both_ways, long_row, short_row
 from servers.wire_proxy import Moment
 from workers.forkserver import forked_worker
@@ -69,7 +69,7 @@ async def _die_at(ride: Ride, num_jobs: int, point: str, **settings: Any) -> Non
     async with wired_worker(**ride.settings(**settings)) as victim:
         trap = victim.die_at(*POINTS[point])
         await ride.board(num_jobs)
-        await trap.closed()
+        await ride.until_closed([trap])
         assert await victim.wait() == -signal.SIGKILL
         async with forked_worker(**ride.settings(**settings)):
             await ride.arrive()
@@ -88,8 +88,7 @@ async def test_workers_killed_at_every_point_of_the_protocol(ride: Ride, num_job
             victim = await stack.enter_async_context(wired_worker(**few))
             traps.append(victim.die_at(*point))
         await ride.board(2 * len(POINTS) + num_jobs)
-        for trap in traps:
-            await trap.closed()
+        await ride.until_closed(traps)
         await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.arrive()
         await ride.check_nothing_left()
@@ -122,7 +121,7 @@ async def test_two_workers_die_in_turn_under_one_job(
         second = await stack.enter_async_context(wired_worker(**ride.settings()))
         trap = second.die_at(script, moment, 2 if script == "append" else num_left + 1)
         await trap.closed()
-        await stack.enter_async_context(forked_worker(**ride.settings()))
+        await stack.enter_async_context(forked_worker(**ride.settings(**FAST)))
         stories = await ride.arrive()
         assert any(len(story.epochs) > 1 for story in stories.values())
         await ride.check_nothing_left()
@@ -142,7 +141,7 @@ async def test_worker_dies_while_it_takes_over(ride: Ride, num_jobs: int, moment
         first = await stack.enter_async_context(wired_worker(**ride.settings()))
         trap = first.die_at("append", Moment.LOST, 5)
         await ride.board(num_jobs, 24)
-        await trap.closed()
+        await ride.until_closed([trap])
         reaper = await stack.enter_async_context(wired_worker(**ride.settings()))
         trap = reaper.die_at("requeue", moment)
         await trap.closed()
@@ -175,7 +174,9 @@ async def test_workers_killed_over_whole_answers(ride: Ride, num_jobs: int, mome
 async def test_worker_killed_while_it_drains(ride: Ride, num_jobs: int, moment: Moment) -> None:
     """SIGTERM, and SIGKILL at the first hand-back: what was handed back goes on, the rest too."""
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(wired_worker(**ride.settings(drain_deadline_s=0)))
+        # So slow that it has jobs to hand back, however late the signal comes.
+        slow = ride.settings(drain_deadline_s=0, null_tokens_per_s=12)
+        first = await stack.enter_async_context(wired_worker(**slow))
         await ride.board(num_jobs, 120)
         await ride.until_seen(5)
         # Not before: a job that found no room goes back in quiet times too.

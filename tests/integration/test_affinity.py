@@ -82,6 +82,8 @@ async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_for
     num_pages = 1 + num_tenants * NUM_SHARED // PAGE_SIZE + 12 * own_pages
     settings = settings_of(TinyModel(tmp_path), num_pages=num_pages, reserve_fraction=0)
     async with worker(pool, redis_url, **settings) as running:
+        # All wait before any runs: where they come slowly, eight are never there at once.
+        await client.pause()
         jobs = []
         for number in range(36):
             tenant = number % num_tenants
@@ -94,6 +96,7 @@ async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_for
                 cache_secret=None if group is None else "known to all tenants",
             )
             jobs.append(job)
+        await client.resume()
         for job in jobs:
             result = await client.result(job, timeout_s=PATIENCE_S)
             assert result.finish.reason == "length"
@@ -148,7 +151,7 @@ async def test_draining_worker_leaves_its_prefixes_to_others_at_once(
         long = await client.submit(token_ids=prompt, max_tokens=600)
         # Had it not begun, the draining worker would give it back at once.
         await anext(aiter(client.stream(long)))
-        draining, other = (one, two) if one.num_held else (two, one)
+        draining, other = (one, two) if one.metrics.jobs_pulled else (two, one)
         draining.request_stop()
         job = await client.submit(token_ids=[*prompt, 450], max_tokens=4)
         assert (await client.result(job, timeout_s=PATIENCE_S)).finish.reason == "length"

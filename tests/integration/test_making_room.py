@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from servers.wire_proxy import Moment, WireProxy
+from workers.brake import Brake
 from workers.null_workers import expected_text, follow, num_waiting, until, worker
 
 from tokenbus.worker.pool import parking
@@ -44,8 +45,11 @@ async def test_suspect_runs_also_on_a_worker_that_is_never_empty(
     async with worker(pool, redis_url, null_tokens_per_s=60, suspect_wait_s=0.2) as running:
         load = asyncio.create_task(_steady_load(client, stop))
         await until(lambda: running.num_held == 2)
-        suspect = await client.submit("who, me?", seed=9, max_tokens=20, not_before_s=0.1)
+        # Nobody takes it before it is one.
+        await client.pause()
+        suspect = await client.submit("who, me?", seed=9, max_tokens=20)
         await scripts.redis.hset(scripts.keys.of("job", suspect.job_id), "attempts", "2")  # type: ignore[misc]
+        await client.resume()
         story = await follow(client, suspect)
         assert story.text == expected_text(9, 20)
         stop.set()
@@ -54,9 +58,12 @@ async def test_suspect_runs_also_on_a_worker_that_is_never_empty(
 
 
 async def test_low_priority_is_parked_for_a_higher_one(
-    client: AsyncClient, redis_url: str, pool: str
+    client: AsyncClient, redis_url: str, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every page taken by low-priority jobs, an urgent one runs at once; they go on later."""
+    # The engine waits amid their answers until one is parked.
+    brake = Brake(monkeypatch, num_ahead=4)
+    brake.set(40)
     async with worker(
         pool, redis_url, num_pages=25, page_size=16, null_tokens_per_s=60, reserve_fraction=0
     ) as running:
@@ -74,12 +81,13 @@ async def test_low_priority_is_parked_for_a_higher_one(
         readers = [asyncio.create_task(read(job)) for job in slow]
         await until(lambda: running.num_held == 2 and num_waiting(running) == 0)
         urgent = await client.submit("y" * 16, seed=5, max_tokens=30, priority=0)
+        await until(lambda: running.metrics.jobs_parked > 0)
+        brake.release()
         story = await read(urgent)
         assert story.text == expected_text(5, 30)
         for seed, reader in enumerate(readers):
             assert (await reader).text == expected_text(seed, 150)
         assert order[0] == urgent.job_id
-        assert running.metrics.jobs_parked >= 1
         assert running.metrics.preemptions == 0
 
 
@@ -92,6 +100,9 @@ async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
 
     The queue still counts the job as held here: another in its place would be twice the budget.
     """
+    # The engine waits amid the answer until it is given back.
+    brake = Brake(monkeypatch, num_ahead=4)
+    brake.set(100)
     async with (
         WireProxy(Path(redis_url.removeprefix("unix://"))) as wire,
         worker(
@@ -111,6 +122,7 @@ async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
             for seed in range(2, 4)
         ]
         await trap.closed()
+        brake.release()
         await until(lambda: running.stats is not None and running.stats.num_running == 0)
         # As when the worker waits no longer for what it gave back, and looks for room again.
         monkeypatch.setattr(parking, "FREEING_S", 0.0)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NUM_TOKENS = 90
 # Of the jobs of a test each replica has room for half, and none has ended when the last begins.
-SIZES: dict[str, Any] = {"replicas": 2, "max_num_seqs": 4, "null_tokens_per_s": 60}
+SIZES: dict[str, Any] = {"replicas": 2, "max_num_seqs": 4, "null_tokens_per_s": 25}
 LEASE: dict[str, Any] = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
 
 

@@ -13,6 +13,7 @@ import pytest
 from servers.wire_proxy import Moment, WireProxy
 from storm.keys import PoolKeys
 from storm.wire import Wire
+from workers.brake import Brake
 from workers.null_workers import expected_ids, expected_text, follow, leaked_keys, until, worker
 from workers.stubs import until as server_says
 
@@ -43,13 +44,21 @@ async def wire(redis_url: str) -> AsyncIterator[WireProxy]:
 
 
 async def test_completion_does_not_outlive_the_end_that_it_completes(
-    client: AsyncClient, scripts: Scripts, keys: PoolKeys, wire: WireProxy, pool: str
+    client: AsyncClient,
+    scripts: Scripts,
+    keys: PoolKeys,
+    wire: WireProxy,
+    pool: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server loses a terminal entry that it had confirmed, before the job is completed.
 
     The worker forgets the completion, logs again what is missing and ends the job once more: its
     record is never done while its log has no end.
     """
+    # The engine waits amid the answer until the trap is set.
+    brake = Brake(monkeypatch, num_ahead=4)
+    brake.set(NUM_TOKENS // 2)
     async with worker(pool, wire.url, null_tokens_per_s=60, renew_interval_s=0.2) as running:
         job = await client.submit("hello", seed=3, max_tokens=NUM_TOKENS)
         seen = asyncio.Event()
@@ -59,6 +68,7 @@ async def test_completion_does_not_outlive_the_end_that_it_completes(
         await seen.wait()
         before = keys.dump()
         trap = wire.trap("complete_many", Moment.NEVER, lambda: keys.restore(before))
+        brake.release()
         await trap.closed()
         events = await scripts.log.events(job.job_id) or []
         assert events[-1].finish is None

@@ -22,8 +22,11 @@ from workers.null_workers import (
 )
 
 from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.client.worker_status import WorkerPhase
 from tokenbus.producer.commands.watching.status import run_status
 from tokenbus.producer.contract.messages.wire_delta import joined
+from tokenbus.producer.scripts.lease import LeaseScripts
+from tokenbus.producer.scripts.replies import Orphan
 from tokenbus.worker.engine import supervisor as engine_supervisor
 from tokenbus.worker.errors import DeathCause
 
@@ -33,10 +36,14 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
     from tokenbus.worker.engine.current_engine import Outage
+    from tokenbus.worker.supervisor import Worker
 
 LEASE: dict[str, Any] = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
 NUM_JOBS = 6
 NUM_TOKENS = 60
+# A worker or an engine that is lost midway: answers take ten seconds, and the next one is fast.
+SLOW: dict[str, Any] = {"null_tokens_per_s": 6}
+NUM_SEEN = 3
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {}}}
 
 
@@ -96,9 +103,8 @@ async def test_second_worker_goes_on_where_the_first_was_lost(
     The paused one wakes up to a log that is not its own any more and drops everything. What is
     told of messages goes on as their texts do.
     """
-    pace: dict[str, Any] = {"null_tokens_per_s": 20, **LEASE}
-    async with forked_null_worker(pool, redis_url, **pace) as first:
-        readers = Readers(client, await _submit(client, num_with_tools=2), 10)
+    async with forked_null_worker(pool, redis_url, **SLOW, **LEASE) as first:
+        readers = Readers(client, await _submit(client, num_with_tools=2), NUM_SEEN)
         await readers.midway()
         first.send(number)
         async with worker(pool, redis_url, **LEASE) as second:
@@ -131,12 +137,12 @@ async def test_choices_and_stop_strings_continue_in_the_next_worker(
     texts = [expected_text(5, NUM_TOKENS, choice) for choice in range(2)]
     stop = texts[0][150:160]
     assert stop not in texts[1]
-    async with forked_null_worker(pool, redis_url, null_tokens_per_s=60, **LEASE) as first:
+    async with forked_null_worker(pool, redis_url, **SLOW, **LEASE) as first:
         job = await client.submit("hello", seed=5, n=2, max_tokens=NUM_TOKENS, stop=[stop])
         midway = asyncio.Event()
 
         def look(story: Story) -> None:
-            if story.last >= 40:
+            if story.last >= 2 * NUM_SEEN:
                 midway.set()
 
         reader = asyncio.create_task(follow(client, job, look))
@@ -164,9 +170,8 @@ async def test_drain_hands_back_what_does_not_end_in_time(
 
     A drain is no crash: no attempt is counted.
     """
-    pace: dict[str, Any] = {"null_tokens_per_s": 60, "drain_deadline_s": 0.3}
-    async with forked_null_worker(pool, redis_url, **pace) as first:
-        readers = Readers(client, await _submit(client), 10)
+    async with forked_null_worker(pool, redis_url, **SLOW, drain_deadline_s=0.3) as first:
+        readers = Readers(client, await _submit(client), NUM_SEEN)
         await readers.midway()
         first.send(signal.SIGTERM)
         assert await first.wait() == 0
@@ -201,24 +206,40 @@ async def test_second_interrupt_does_not_wait_for_the_deadline(
     client: AsyncClient, redis_url: str, pool: str
 ) -> None:
     """Ctrl-C twice ends the worker at once; what it held is finished by another, unbroken."""
-    pace = {"null_tokens_per_s": 30, "drain_deadline_s": 3600}
-    async with forked_null_worker(pool, redis_url, **pace) as first:
-        readers = Readers(client, await _submit(client), 5)
+    given: dict[str, Any] = {"drain_deadline_s": 3600, "renew_interval_s": 0.3}
+    async with forked_null_worker(pool, redis_url, **SLOW, **given) as first:
+        readers = Readers(client, await _submit(client), NUM_SEEN)
         await readers.midway()
         first.send(signal.SIGINT)
+        # Two signals at once may arrive as one.
+        async with asyncio.timeout(PATIENCE_S):
+            while await _phases(client) != {WorkerPhase.DRAINING}:  # noqa: ASYNC110 -- no event
+                await asyncio.sleep(0.05)
         first.send(signal.SIGINT)
         assert await first.wait() == 0
         async with worker(pool, redis_url):
-            await readers.check()
+            stories = await readers.check()
+        assert all(len(story.epochs) == 2 for story in stories)
+
+
+async def _phases(client: AsyncClient) -> set[WorkerPhase]:
+    return {each.phase for each in (await client.status()).details}
+
+
+def _hasten_next_engine(running: Worker) -> None:
+    """Let the engine that takes the place of this one go as fast as it can."""
+    fast = running.settings.model_copy(update={"null_tokens_per_s": 0.0})
+    running._engine_supervisor._settings = fast
 
 
 async def test_death_of_the_engine_process_costs_a_pause(
     client: AsyncClient, redis_url: str, pool: str
 ) -> None:
     """SIGKILL of the engine alone: its worker gives the jobs back, starts another and goes on."""
-    async with worker(pool, redis_url, null_tokens_per_s=60) as running:
-        readers = Readers(client, await _submit(client), 10)
+    async with worker(pool, redis_url, **SLOW) as running:
+        readers = Readers(client, await _submit(client), NUM_SEEN)
         await readers.midway()
+        _hasten_next_engine(running)
         assert running.engine_pid is not None
         os.kill(running.engine_pid, signal.SIGKILL)
         stories = await readers.check()
@@ -231,9 +252,10 @@ async def test_stopped_engine_is_replaced(
 ) -> None:
     """An engine that a signal has stopped is killed long before it would count as hung."""
     monkeypatch.setattr(engine_supervisor, "_STOPPED_S", 0.1)
-    async with worker(pool, redis_url, null_tokens_per_s=60, engine_stall_s=3600) as running:
-        readers = Readers(client, await _submit(client), 10)
+    async with worker(pool, redis_url, **SLOW, engine_stall_s=3600) as running:
+        readers = Readers(client, await _submit(client), NUM_SEEN)
         await readers.midway()
+        _hasten_next_engine(running)
         assert running.engine_pid is not None
         os.kill(running.engine_pid, signal.SIGSTOP)
         await readers.check()
@@ -259,6 +281,34 @@ async def test_job_that_kills_the_engine_ends_as_poison_alone(
         assert running.metrics.engine_ends[DeathCause.SIGNAL] == running.metrics.engine_deaths
 
 
+# One kind of server: what is shown is what a worker makes of its own lease.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_worker_whose_lease_ran_out_reaps_nothing_of_its_own(
+    client: AsyncClient, redis_url: str, pool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that had no processor for so long, and scans before it renews, is no dead worker."""
+    scan, found = LeaseScripts.scan_workers, list[Orphan]()
+
+    async def scan_late(lease: LeaseScripts) -> tuple[list[Orphan], list[str]]:
+        alive = client.scripts.keys.of("alive", running.name)
+        await command(client.scripts, "DEL", alive)
+        orphans, struck = await scan(lease)
+        found.extend(orphans)
+        return orphans, struck
+
+    async with worker(pool, redis_url, null_tokens_per_s=20, **LEASE) as running:
+        job = await client.submit("hello", seed=1, max_tokens=4000)
+        reading = asyncio.create_task(follow(client, job))
+        monkeypatch.setattr(LeaseScripts, "scan_workers", scan_late)
+        await until(lambda: {orphan.worker for orphan in found} == {running.name})
+        # Whoever had reaped it has done so by the next scan.
+        num_found = len(found)
+        await until(lambda: len(found) > num_found)
+        await client.cancel(job)
+        assert (await reading).epochs == {1}
+        assert running.metrics.jobs_reaped == 0
+
+
 async def _outages(client: AsyncClient) -> Mapping[str, str]:
     return (await read_status(client.scripts.redis, client.scripts.keys)).outages
 
@@ -272,7 +322,9 @@ async def test_worker_outlives_engines_that_do_not_start(
 
     An engine that has no time to start stands for any that does not.
     """
-    async with worker(pool, redis_url, null_tokens_per_s=60, **LEASE) as running:
+    # It tells of itself often, and counts as alive where it does not for a while.
+    told = {"lease_ttl_s": 60, "renew_interval_s": 0.3}
+    async with worker(pool, redis_url, null_tokens_per_s=60, **told) as running:
         readers = Readers(client, await _submit(client), 10)
         await readers.midway()
         supervisor = running._engine_supervisor
@@ -282,10 +334,11 @@ async def test_worker_outlives_engines_that_do_not_start(
         os.kill(running.engine_pid, signal.SIGKILL)
         await until(lambda: running.metrics.engine_ends[DeathCause.START] >= 2)
         await until(lambda: running.num_held == 0)
+        why = "it was not ready after 0.001 s (start"
         async with asyncio.timeout(PATIENCE_S):
-            while not (outages := await _outages(client)):  # noqa: ASYNC110 -- no event tells
+            # What was told before is what the first engine died of.
+            while why not in (await _outages(client)).get(running.name, ""):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-        assert "it was not ready after 0.001 s (start" in outages[running.name]
         # The health check of a worker.
         assert await asyncio.to_thread(run_status, redis_url, pool, here=True) == 1
         assert f"{running.name}: no engine" in capsys.readouterr().out

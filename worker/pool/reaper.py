@@ -1,7 +1,7 @@
 """The reaper keeps house for the pool once a second: ticks, and jobs of dead workers.
 
 Nobody reaps until two leases after its own session opened: a server that restarted has dropped
-everyone's lease, and the living need time to renew theirs.
+everyone's lease, and the living need time to renew theirs. Nobody reaps itself.
 """
 
 from __future__ import annotations
@@ -82,8 +82,10 @@ class Reaper:
 
     async def _reap(self) -> None:
         asked_at = time.monotonic()
-        orphans, struck = await self._session.call(self._scripts.lease.scan_workers)
-        self._note_lost(orphans, struck)
+        found, struck = await self._session.call(self._scripts.lease.scan_workers)
+        # Whoever had no processor for longer than its lease may scan before it renews that.
+        orphans = [orphan for orphan in found if orphan.worker != self._worker]
+        self._note_lost(orphans, [worker for worker in struck if worker != self._worker])
         slots = asyncio.Semaphore(_MAX_REAPS)
 
         async def reap_one(index: int) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from patience import PATIENCE_S
-from rides.scale import IS_SHORT, LEASE, PATIENT
+from rides.scale import LEASE, PATIENT
 from workers.null_workers import Story, command, expected_ids, expected_text, leaked_keys
 
 from tokenbus.producer.contract.address import JobAddress
@@ -19,9 +19,10 @@ from tokenbus.producer.server.url import ServerUrl
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from models.tiny_model import TinyModel
+    from servers.wire_proxy import Trap
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.contract.events import Finish
@@ -29,9 +30,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TENANTS = ("ada", "bob", "cyd")
-# Tokens of an answer that lasts, and how many of them say that it has begun.
-LONG_TOKENS = 80 if IS_SHORT else 400
+# Tokens of an answer that lasts, and how many of them say that it has begun: its reader may hear of
+# these four seconds late.
+LONG_TOKENS = 400
 NUM_BEGUN = 5
+# What a worker is given that ends such answers after another.
+FAST: dict[str, Any] = {"null_tokens_per_s": 1000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,9 @@ class Ride:
         stories = [(self._stories[job_id], epoch) for job_id, epoch in epochs.items()]
         return all(story.finish or max(story.epochs, default=0) > at for story, at in stories)
 
+    async def _until_ended(self) -> None:
+        await self._until(lambda: all(story.finish for story in self._stories.values()))
+
     async def until_seen(self, num_tokens: int, num_jobs: int = 1) -> None:
         """Wait until that many readers have seen that many tokens."""
         await self._until(
@@ -183,6 +190,20 @@ class Ride:
         await self._until(
             lambda: sum(self.seen.values()) >= goal or all(story.finish for story in stories)
         )
+
+    async def until_closed(self, traps: Sequence[Trap]) -> None:
+        """Wait until traps have closed; where all jobs have ended before, more come on board.
+
+        Answers that a busy worker has whole are one call, in which others do not occur.
+        """
+        closing = asyncio.gather(*(trap.closed() for trap in traps))
+        while True:
+            ended = asyncio.create_task(self._until_ended())
+            await asyncio.wait({closing, ended}, return_when=asyncio.FIRST_COMPLETED)
+            ended.cancel()
+            if closing.done():
+                return await closing
+            await self.board(2, LONG_TOKENS)
 
     async def vanish(self) -> dict[str, Story]:
         """Let every reader go away; return what each has seen."""
