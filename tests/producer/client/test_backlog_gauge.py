@@ -58,6 +58,10 @@ class Pool:
                 await redis.hset(keys.of("drain"), "since", past)
                 await redis.hset(told_by, "left", b" ".join((held, past, young)))
             pulled = await worker.pull(10_000, max_jobs=SEATS - len(ends))
+            # What this process took for it is no time of the pool's.
+            took_ms = int(await redis.hget(keys.of("drain"), "at")) - now_ms
+            if took_ms > 0:
+                await redis.hincrbyfloat(keys.of("drain"), "busy", -took_ms)
             for job in pulled.jobs:
                 ends[job.job_id] = self.now_s + self.lengths[job.job_id] / TOKENS_PER_S
             self.num_waiting -= len(pulled.jobs)

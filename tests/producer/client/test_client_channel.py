@@ -32,8 +32,14 @@ LAST = 3
 
 
 @pytest.fixture
-async def client(redis_url: str, scripts: Scripts) -> AsyncIterator[AsyncClient]:
-    """Give a client that looks at nothing by itself before a test has failed."""
+async def client(
+    redis_url: str, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[AsyncClient]:
+    """Give a client that looks at nothing by itself before a test has failed.
+
+    It submits nothing before it hears, however long that takes.
+    """
+    monkeypatch.setattr("tokenbus.producer.client.async_client._LISTEN_WAIT_S", PATIENCE_S)
     settings = ClientSettings(max_buffered_tokens=50).model_copy(update={"silence_s": PATIENCE_S})
     async with await AsyncClient.connect(redis_url, scripts.keys.pool, settings) as made:
         yield made

@@ -202,8 +202,11 @@ def _forked(client: Client, pipe: multiprocessing.connection.Connection) -> None
     pipe.send(told(client.results(answers)))
 
 
-async def test_blocking_client_gathers_in_a_fork_too(redis_url: str, scripts: Scripts) -> None:
+async def test_blocking_client_gathers_in_a_fork_too(
+    redis_url: str, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Parent and child hear their own jobs, in order or as they end."""
+    monkeypatch.setattr("tokenbus.producer.client.async_client._LISTEN_WAIT_S", PATIENCE_S)
     client = await asyncio.to_thread(Client, redis_url, scripts.keys.pool)
     jobs = await asyncio.to_thread(client.submit_many, [{"prompt": "x", "max_tokens": 16}] * 2)
     ours, theirs = multiprocessing.Pipe()
