@@ -54,6 +54,8 @@ class ConstrainedRows:
         self._under_way: dict[Sequence, Future[GrammarOutcome]] = {}
         self._masks: dict[Sequence, Tensor] = {}
         self._prepared_anew: set[Sequence] = set()
+        # Drawn tokens that are accepted with the next mask, where that takes long.
+        self._drawn: dict[Sequence, int] = {}
 
     def warm_up(self) -> None:
         """Build what all grammars share, where the model and the installation allow grammars.
@@ -149,11 +151,14 @@ class ConstrainedRows:
         return DraftWalk(seq.matcher.fork())
 
     def accept(self, seq: Sequence, token_id: int) -> None:
-        """Advance by a sampled token.
+        """Advance by a sampled token, or leave that to `await_next` where it takes long.
 
         Raises: GrammarRejected if the grammar cannot advance.
         """
         assert seq.matcher is not None
+        if not seq.matcher.accepts_quickly(token_id):
+            self._drawn[seq] = token_id
+            return
         try:
             seq.matcher.accept(token_id)
         except GrammarRejected:
@@ -180,7 +185,9 @@ class ConstrainedRows:
 
     def is_complete(self, seq: Sequence) -> bool:
         """Tell whether nothing may follow the tokens that a sequence has."""
-        return seq.matcher is not None and seq.matcher.is_finished
+        if seq.matcher is None or seq in self._drawn:
+            return False
+        return seq.matcher.is_finished
 
     def await_next(self, seq: Sequence) -> tuple[int, ...]:
         """Begin to find the forced tokens from here on and the mask behind them.
@@ -191,13 +198,14 @@ class ConstrainedRows:
             return ()
         assert seq.matcher is not None
         most = _most_forced(seq)
-        known = seq.matcher.known_next(most)
+        drawn = self._drawn.pop(seq, None)
+        known = seq.matcher.known_next(most) if drawn is None else None
         if known is None:
             request = seq.request
             self._begin(
                 seq,
                 self._ready_preparer().next_mask(
-                    seq.matcher, most, request.tenant, request.priority
+                    seq.matcher, most, request.tenant, request.priority, drawn
                 ),
             )
             return ()
@@ -210,6 +218,7 @@ class ConstrainedRows:
         if future is not None:
             future.cancel()
         self._masks.pop(seq, None)
+        self._drawn.pop(seq, None)
         self._prepared_anew.discard(seq)
 
     def close(self) -> None:

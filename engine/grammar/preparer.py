@@ -21,6 +21,7 @@ from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.grammar.grammar_cache import GrammarCache, RefusalCache
 from tokenbus.engine.grammar.prober_link import ProberLink
 from tokenbus.engine.grammar.tenant_queue import TenantQueue, TenantThreads
+from tokenbus.engine.grammar.unlocked import UnlockedAccept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,13 @@ class GrammarPreparer:
         limits: GrammarLimits,
     ) -> None:
         """Raises: GrammarRejected if the tokenizer is not one of the tokenizers library."""
-        self._compiler = GrammarCompiler(tokenizer, vocab_size, eos_token_ids, limits)
+        self._compiler = GrammarCompiler(
+            tokenizer,
+            vocab_size,
+            eos_token_ids,
+            limits,
+            unlocked=UnlockedAccept(_NUM_MASK_THREADS),
+        )
         self._cache = GrammarCache()
         self._refusals = RefusalCache()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -134,10 +141,18 @@ class GrammarPreparer:
         return order.future
 
     def next_mask(
-        self, matcher: GrammarMatcher, most: int, tenant: str, priority: int
+        self,
+        matcher: GrammarMatcher,
+        most: int,
+        tenant: str,
+        priority: int,
+        drawn: int | None = None,
     ) -> Future[GrammarOutcome]:
-        """Begin to accept forced tokens, `most` at most, and to compute the mask behind them."""
-        work = partial(_outcome, partial(_next, matcher, most))
+        """Begin to accept forced tokens, `most` at most, and to compute the mask behind them.
+
+        A token that was `drawn` and has not been accepted yet comes first.
+        """
+        work = partial(_outcome, partial(_next, matcher, most, drawn))
         return self._mask_threads.submit(tenant, priority, work)
 
     def begin(
@@ -216,8 +231,8 @@ def _at(grammar: CompiledGrammar, output_ids: list[int]) -> ReadyGrammar:
     return ReadyGrammar(matcher, matcher.mask())
 
 
-def _next(matcher: GrammarMatcher, most: int) -> ReadyGrammar:
-    found = matcher.next_tokens(most)
+def _next(matcher: GrammarMatcher, most: int, drawn: int | None) -> ReadyGrammar:
+    found = matcher.next_tokens(most, drawn)
     return ReadyGrammar(matcher, found.mask, found.forced)
 
 
