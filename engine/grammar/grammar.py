@@ -216,18 +216,32 @@ class GrammarMatcher:
         self._accept_run(run[:most])
         return NextTokens(run[:most], mask)
 
-    def next_tokens(self, most: int, drawn: int | None = None) -> NextTokens:
-        """Accept the forced tokens from here on, `most` at most, and make the mask behind them.
+    def tokens_behind(
+        self, most: int, drawn: int | None, run: tuple[int, ...] | None
+    ) -> NextTokens:
+        """Return what `next_tokens` does, behind tokens that are to be accepted first.
 
-        It takes too long for the thread of the engine, which may go on meanwhile, and leaves it a
-        token that was `drawn` here where to accept that takes long as well.
-        Raises: GrammarRejected if the grammar exceeds its limits on the way.
+        Args:
+            most: forced tokens at most.
+            drawn: a token that was drawn here, if to accept it takes long as well.
+            run: the tokens that are forced then, where they are known.
+        Raises: as `next_tokens`.
         """
         if drawn is not None:
             self.accept(drawn)
-            if self.is_finished:
-                # Nothing is drawn any more.
-                return NextTokens((), torch.zeros(self.source.width, dtype=torch.int32))
+        if run is not None:
+            self._accept_run(run)
+        if self.is_finished:
+            # Nothing is drawn any more.
+            return NextTokens(run or (), torch.zeros(self.source.width, dtype=torch.int32))
+        return self.next_tokens(most) if run is None else NextTokens(run, self.mask())
+
+    def next_tokens(self, most: int) -> NextTokens:
+        """Accept the forced tokens from here on, `most` at most, and make the mask behind them.
+
+        It takes too long for the thread of the engine, which may go on meanwhile.
+        Raises: GrammarRejected if the grammar exceeds its limits on the way.
+        """
         path, known = self._path, self.known_mask()
         mask = self.mask()
         if not most:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.grammar import GrammarCompiler
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.engine.grammar.grammar import CompiledGrammar, GrammarMatcher
+    from tokenbus.engine.grammar.grammar import CompiledGrammar, GrammarMatcher, NextTokens
     from tokenbus.engine.grammar.limits import GrammarLimits
     from tokenbus.engine.types import GrammarSpec
+
+T = TypeVar("T")
 
 # Threads for masks, of which one tenant has two at a time. Masks are fast and bounded, and the
 # library lets them run side by side.
@@ -143,22 +145,15 @@ class GrammarPreparer:
     def next_mask(
         self,
         matcher: GrammarMatcher,
-        most: int,
+        find: Callable[[], NextTokens],
         tenant: str,
         priority: int,
-        drawn: int | None = None,
     ) -> Future[GrammarOutcome]:
-        """Begin to accept forced tokens, `most` at most, and to compute the mask behind them.
+        """Begin to find the next tokens of a matcher, see `GrammarMatcher`."""
+        return self.begin(partial(_outcome, partial(_next, matcher, find)), tenant, priority)
 
-        A token that was `drawn` and has not been accepted yet comes first.
-        """
-        work = partial(_outcome, partial(_next, matcher, most, drawn))
-        return self._mask_threads.submit(tenant, priority, work)
-
-    def begin(
-        self, work: Callable[[], list[Tensor]], tenant: str, priority: int
-    ) -> Future[list[Tensor]]:
-        """Begin to compute several masks."""
+    def begin(self, work: Callable[[], T], tenant: str, priority: int) -> Future[T]:
+        """Begin work with masks in a thread of a tenant."""
         return self._mask_threads.submit(tenant, priority, work)
 
     def close(self) -> None:
@@ -231,8 +226,8 @@ def _at(grammar: CompiledGrammar, output_ids: list[int]) -> ReadyGrammar:
     return ReadyGrammar(matcher, matcher.mask())
 
 
-def _next(matcher: GrammarMatcher, most: int, drawn: int | None) -> ReadyGrammar:
-    found = matcher.next_tokens(most, drawn)
+def _next(matcher: GrammarMatcher, find: Callable[[], NextTokens]) -> ReadyGrammar:
+    found = find()
     return ReadyGrammar(matcher, found.mask, found.forced)
 
 
