@@ -20,7 +20,7 @@ from tokenbus.engine.execution.pending_step import PendingStep, read_step
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.bitmask import distinct_masks, leaves_one
-from tokenbus.engine.sampling.drafted_draws import DraftedRow, DrawnRows, draw_drafted
+from tokenbus.engine.sampling.drafted_draws import NO_TOKEN, DraftedRow, DrawnRows, draw_drafted
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
 from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
@@ -293,7 +293,9 @@ class Runner:
         chunks = pending.drafted
         found = _taken(masks)
         drafted = [
-            DraftedRow(chunk.seq.row or 0, chunk.end - chunk.seq.num_prompt, chunk.draft)
+            DraftedRow(
+                chunk.seq.row or 0, chunk.end - chunk.seq.num_prompt, _counting(chunk, found)
+            )
             for chunk in chunks
         ]
         borders = [0, *accumulate(1 + len(item.draft) for item in drafted)]
@@ -360,6 +362,13 @@ def _taken(masks: MasksOfDrafts) -> dict[int, list[Tensor]]:
     """Wait a little for the masks of all drafts, and take of each row those that there are."""
     ends_at = time.monotonic() + MASK_WAIT_S
     return {row: made.take(ends_at - time.monotonic()) for row, made in masks.items()}
+
+
+def _counting(chunk: PrefillChunk, masks: Mapping[int, list[Tensor]]) -> list[int]:
+    """Return a draft of which no token is right that would lead past the last mask."""
+    found = masks.get(-1 if chunk.seq.row is None else chunk.seq.row)
+    num = len(chunk.draft) if found is None else len(found) - 1
+    return [*chunk.draft[:num], *[NO_TOKEN] * (len(chunk.draft) - num)]
 
 
 def _masks_of(chunk: PrefillChunk, masks: Mapping[int, list[Tensor]]) -> list[Tensor | None]:
