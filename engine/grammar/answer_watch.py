@@ -15,8 +15,8 @@ from enum import Enum, auto
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.grammar.answer_lists import AnswerLists
 from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch, cleared
+from tokenbus.engine.grammar.watching.answer_lists import AnswerLists
 from tokenbus.engine.grammar.watching.item_watch import ItemWatch
 
 if TYPE_CHECKING:

@@ -307,7 +307,7 @@ class GrammarMatcher:
         self.source.spent_s += spent_s
         if self._matcher.is_error():
             # The next sequence finds out whether others are stuck as well.
-            self.source.forget_places()
+            self.source.drop_places()
             raise GrammarRejected("grammar", reason_of(self._matcher.get_error()))
         if spent_s * 1000 > self.source.limits.token_ms:
             raise GrammarRejected("grammar", too_slow(spent_s * 1000, self.source.limits))
@@ -370,8 +370,8 @@ class CompiledGrammar:
         if path[:-1] in self.slow and len(self.quick) < _MAX_PLACES:
             self.quick.add(path)
 
-    def forget_places(self) -> None:
-        """Forget what is known of places."""
+    def drop_places(self) -> None:
+        """Drop what is known of places."""
         for known in (self.masks, self.runs, self.slow, self.quick):
             known.clear()
 
@@ -462,7 +462,9 @@ class GrammarCompiler:
             raise NotCompiled("grammar", f"does not compile: {reason_of(prototype.get_error())}")
         watch = self._watch(grammar, watched)
         words = first_tokens(grammar, self._tokenizer.tokenize_str)
-        unlocked = self._unlocked and partial(self._unlocked.accept, tokenizer=self._tokenizer)
+        unlocked = None
+        if self._unlocked is not None:
+            unlocked = partial(self._unlocked.accept, tokenizer=self._tokenizer)
         return CompiledGrammar(prototype, self._width, self.limits, watch, words, unlocked)
 
     def _watch(self, grammar: str, watched: str) -> KeyWatch | AnswerWatch | None:
