@@ -28,8 +28,8 @@ from tokenbus.engine.grammar.translation import (
     schema_grammar,
 )
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
-from tokenbus.engine.grammar.watched_answer import WatchedAnswer
 from tokenbus.engine.grammar.watching.item_watch import ItemTable, ItemWatch
+from tokenbus.engine.grammar.watching.watched_answer import WatchedAnswer
 from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.types import GrammarKind
 
