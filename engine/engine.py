@@ -386,10 +386,9 @@ class Engine:
             for entry, is_forced in zip(logprobs[: len(kept)], seq.draws_forced, strict=False)
         )
         if reason is None and forced is not None:
-            more, reason = self._extend(seq, forced)
-            kept += more
-            if reason is None and seq.held_end is None:
-                known = self._constrained.await_next(seq)
+            _, reason = self._extend(seq, ())
+            if reason is None:
+                known = self._constrained.await_next(seq, forced)
                 if known:
                     more, reason = self._extend(seq, known)
                     kept += more
@@ -397,7 +396,7 @@ class Engine:
             self._emit(seq, kept, reason, scored)
 
     def _extend(
-        self, seq: Sequence, forced: list[int] | tuple[int, ...]
+        self, seq: Sequence, forced: tuple[int, ...]
     ) -> tuple[tuple[int, ...], FinishReason | None]:
         """Extend a sequence by forced tokens; end it if its grammar is complete with them.
 
@@ -411,7 +410,7 @@ class Engine:
         kept: tuple[int, ...] = ()
         reason = None
         if forced:
-            kept, reason = _kept(tuple(forced), self._scheduler.append_forced(seq, forced))
+            kept, reason = _kept(forced, self._scheduler.append_forced(seq, forced))
         if reason is None and is_over:
             reason = FinishReason.STOP
             self._scheduler.remove(seq, reason)
@@ -419,7 +418,7 @@ class Engine:
 
     def _advance(
         self, seq: Sequence, token_ids: list[int]
-    ) -> tuple[tuple[int, ...], FinishReason | None, list[int] | tuple[int, ...] | None]:
+    ) -> tuple[tuple[int, ...], FinishReason | None, tuple[int, ...] | None]:
         """Take drawn tokens one by one, as far as the grammar goes along.
 
         Returns: the tokens taken; why the sequence ended with the last, if it did; and the tokens
@@ -427,7 +426,7 @@ class Engine:
         """
         kept: tuple[int, ...] = ()
         forced: list[int] = []
-        for token_id in token_ids:
+        for number, token_id in enumerate(token_ids, 1):
             if forced and token_id != forced[0]:
                 break
             if kept:
@@ -435,23 +434,20 @@ class Engine:
             else:
                 end = self._scheduler.complete(seq, (token_id,))
             if end is not None:
-                return kept + (token_id,)[: end.num_kept], end.reason, []
-            if forced:
-                kept, forced = (*kept, token_id), forced[1:]
-                continue
+                return kept + (token_id,)[: end.num_kept], end.reason, ()
             found: list[int] | None = None
             with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):
-                if len(token_ids) > 1:
-                    found = self._constrained.accept_drafted(seq, token_id)
+                if number < len(token_ids):
+                    found = self._constrained.accept_drafted(seq, token_id, number)
                 else:
                     self._constrained.accept(seq, token_id)
                     found = []
             if found is None:
                 return kept, None, None
-            kept, forced = (*kept, token_id), found
+            kept, forced = (*kept, token_id), forced[1:] or found
             if seq.matcher is None or seq.matcher.is_finished:
                 break
-        return kept, None, forced
+        return kept, None, tuple(forced)
 
     def _end_failed(self) -> None:
         """End the sequences whose own work failed; their tokens in flight are dropped."""

@@ -10,16 +10,16 @@ from __future__ import annotations
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.execution.draft_walk import DraftWalk, masks_along
+from tokenbus.engine.execution.draft_walk import MASK_WAIT_S, DraftMasks, DraftWalk
 from tokenbus.engine.sampling.bitmask import leaves_one
 from tokenbus.engine.scheduling.sequence import SequenceState
 from tokenbus.engine.types import Fault, FaultCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -30,10 +30,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.scheduling.plan import StepPlan
     from tokenbus.engine.scheduling.sequence import Sequence
     from tokenbus.engine.types import EngineLimits, GrammarSpec
-
-# What a step waits for masks at most, in seconds. Ordinary ones take 0.1 to 1 ms, so those of a
-# full batch are there; a row without is left out of the step.
-_MASK_WAIT_S = 0.01
+T = TypeVar("T")
 
 
 class ConstrainedRows:
@@ -54,6 +51,9 @@ class ConstrainedRows:
         self._under_way: dict[Sequence, Future[GrammarOutcome]] = {}
         self._masks: dict[Sequence, Tensor] = {}
         self._prepared_anew: set[Sequence] = set()
+        # Drawn tokens that are accepted with the next mask, where that takes long.
+        self._drawn: dict[Sequence, int] = {}
+        self._along: dict[Sequence, DraftMasks] = {}
 
     def warm_up(self) -> None:
         """Build what all grammars share, where the model and the installation allow grammars.
@@ -92,7 +92,7 @@ class ConstrainedRows:
             if seq.state is SequenceState.RUNNING and not seq.num_inflight
         ]
         if running:
-            wait(running, timeout=_MASK_WAIT_S)
+            wait(running, timeout=MASK_WAIT_S)
         for seq, future in list(self._under_way.items()):
             if not future.done() or self._under_way.pop(seq, None) is None:
                 continue
@@ -105,7 +105,7 @@ class ConstrainedRows:
     def wait(self) -> None:
         """Wait a little for some work under way, where a step would have nothing else to do."""
         if self._under_way:
-            wait(self._under_way.values(), timeout=_MASK_WAIT_S, return_when=FIRST_COMPLETED)
+            wait(self._under_way.values(), timeout=MASK_WAIT_S, return_when=FIRST_COMPLETED)
 
     def masks(self, plan: StepPlan) -> dict[int, Tensor]:
         """Return the packed mask of each constrained row that draws one token in this step.
@@ -121,8 +121,8 @@ class ConstrainedRows:
                         seq.draws_forced = (leaves_one(mask),)
         return masks
 
-    def draft_masks(self, plan: StepPlan) -> dict[int, Future[list[Tensor]]]:
-        """Begin to compute the masks of constrained rows with a draft, see `masks_along`."""
+    def draft_masks(self, plan: StepPlan) -> dict[int, DraftMasks]:
+        """Begin to make the masks of constrained rows with a draft."""
         masks = {}
         for chunk in plan.drafted():
             seq = chunk.seq
@@ -130,18 +130,15 @@ class ConstrainedRows:
                 with self._containment.guard(seq, "its grammar was applied", FaultCode.GRAMMAR):
                     params = seq.request.params
                     first = None if params.bad_words else params.min_tokens - seq.num_output
-                    masks[seq.row] = self._ready_preparer().begin(
-                        partial(
-                            masks_along,
-                            seq.matcher.fork(),
-                            self._masks.pop(seq),
-                            chunk.draft,
-                            first,
-                        ),
-                        seq.request.tenant,
-                        seq.request.priority,
-                    )
+                    made = DraftMasks(seq.matcher.fork(), self._masks.pop(seq), chunk.draft, first)
+                    self.begin(seq, made.make)
+                    masks[seq.row] = self._along[seq] = made
         return masks
+
+    def begin(self, seq: Sequence, work: Callable[[], T]) -> Future[T]:
+        """Begin work for a sequence in a thread beside the engine."""
+        request = seq.request
+        return self._ready_preparer().begin(work, request.tenant, request.priority)
 
     def walk(self, seq: Sequence) -> DraftWalk:
         """Return a walk from where the grammar of a sequence stands; no mask is under way."""
@@ -149,57 +146,52 @@ class ConstrainedRows:
         return DraftWalk(seq.matcher.fork())
 
     def accept(self, seq: Sequence, token_id: int) -> None:
-        """Advance by a sampled token.
+        """Advance by the last token of a step, or leave it to `await_next` where it takes long.
 
         Raises: GrammarRejected if the grammar cannot advance.
         """
         assert seq.matcher is not None
-        try:
-            seq.matcher.accept(token_id)
-        except GrammarRejected:
-            if not self._prepare_anew(seq):
-                raise
+        if seq.matcher.accepts_quickly(token_id):
+            self._accept(seq, token_id)
+        else:
+            self._drawn[seq] = token_id
 
-    def accept_drafted(self, seq: Sequence, token_id: int) -> list[int]:
-        """Advance by a token that others of a draft follow; return those that are then forced.
+    def accept_drafted(self, seq: Sequence, token_id: int, number: int) -> list[int]:
+        """Advance by the token of this number, from 1, of a draft whose masks were taken.
 
+        Returns: the tokens that are forced behind it. They are not accepted.
         Raises: GrammarRejected if the grammar cannot advance.
         """
-        assert seq.matcher is not None
-        try:
-            seq.matcher.accept(token_id)
-            most = _most_forced(seq)
-            forced = seq.matcher.forced_tokens()[:most] if most else []
-            for forced_id in forced:
-                seq.matcher.accept(forced_id)
-        except GrammarRejected:
-            if not self._prepare_anew(seq):
-                raise
-            return []
-        return forced
+        self._accept(seq, token_id)
+        made = self._along.get(seq)
+        most = _most_forced(seq)
+        return made.forced_behind(number)[:most] if made is not None and most else []
 
     def is_complete(self, seq: Sequence) -> bool:
         """Tell whether nothing may follow the tokens that a sequence has."""
-        return seq.matcher is not None and seq.matcher.is_finished
+        if seq.matcher is None or seq in self._drawn:
+            return False
+        return seq.matcher.is_finished
 
-    def await_next(self, seq: Sequence) -> tuple[int, ...]:
+    def await_next(self, seq: Sequence, forced: tuple[int, ...] = ()) -> tuple[int, ...]:
         """Begin to find the forced tokens from here on and the mask behind them.
 
-        Returns: the forced tokens, if all of it is known.
+        `forced` are these if they are known, from a draft. Returns: them, if the mask is known too.
         """
+        self._along.pop(seq, None)
         if seq in self._under_way:
             return ()
         assert seq.matcher is not None
         most = _most_forced(seq)
-        known = seq.matcher.known_next(most)
+        drawn = self._drawn.pop(seq, None)
+        known = None if drawn is not None or forced else seq.matcher.known_next(most)
         if known is None:
             request = seq.request
-            self._begin(
-                seq,
-                self._ready_preparer().next_mask(
-                    seq.matcher, most, request.tenant, request.priority
-                ),
+            work = partial(seq.matcher.tokens_behind, most, drawn, forced or None)
+            future = self._ready_preparer().next_mask(
+                seq.matcher, work, request.tenant, request.priority
             )
+            self._begin(seq, future)
             return ()
         self._masks[seq] = known.mask
         return known.forced
@@ -210,12 +202,22 @@ class ConstrainedRows:
         if future is not None:
             future.cancel()
         self._masks.pop(seq, None)
+        self._drawn.pop(seq, None)
+        self._along.pop(seq, None)
         self._prepared_anew.discard(seq)
 
     def close(self) -> None:
         """Stop threads and process."""
         if self._preparer is not None:
             self._preparer.close()
+
+    def _accept(self, seq: Sequence, token_id: int) -> None:
+        assert seq.matcher is not None
+        try:
+            seq.matcher.accept(token_id)
+        except GrammarRejected:
+            if not self._prepare_anew(seq):
+                raise
 
     def _begin(self, seq: Sequence, future: Future[GrammarOutcome]) -> None:
         self._under_way[seq] = future

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     from tokenbus.engine.grammar.grammar import GrammarMatcher
 
 
+# What a step waits for masks at most, in seconds. Ordinary ones take 0.1 to 1 ms, so those of a
+# full batch are there; a row goes without those that are not.
+MASK_WAIT_S = 0.01
 # Where so many tokens may come next at most, it is a key or a value of a list.
 _FEW = 64
 
@@ -78,40 +83,74 @@ class DraftWalk:
         return True
 
 
-def masks_along(
-    matcher: GrammarMatcher, mask: Tensor, draft: Sequence[int], forces_from: int | None
-) -> list[Tensor]:
-    """Return the masks of the draws behind a draft's tokens, as many as may count.
+class DraftMasks:
+    """The masks of the draws behind a draft's tokens, as many as may count.
 
-    None follows a token that is not allowed, nor one that ends the output, nor where the grammar
-    gives no mask. Where a drawn token leaves no choice about the next ones, each of these is alone
-    in its mask.
-
-    Args:
-        matcher: a copy that stands before the draft, for this alone.
-        mask: that of the first draw, [W] int32.
-        forces_from: behind how many tokens of the draft tokens may be forced; None: never.
+    One thread makes them one by one, and a step takes those that are there in time: behind the last
+    of them nothing counts. None follows a token that is not allowed, nor one that ends the output,
+    nor where the grammar gives no mask or takes long. Where a drawn token leaves no choice about
+    the next ones, each of these is alone in its mask.
     """
-    masks, forced = [mask], list[int]()
-    try:
-        for number, token_id in enumerate(draft, 1):
-            if not _allows(masks[-1], token_id):
-                break
+
+    def __init__(
+        self, matcher: GrammarMatcher, mask: Tensor, draft: Sequence[int], forces_from: int | None
+    ) -> None:
+        """Begin with the mask of the first draw.
+
+        Args:
+            matcher: a copy that stands before the draft, for this alone.
+            mask: [W] int32.
+            forces_from: behind how many tokens of the draft tokens may be forced; None: never.
+        """
+        self._matcher = matcher
+        self._draft = draft
+        self._forces_from = forces_from
+        self._masks = [mask]
+        self._runs: dict[int, list[int]] = {}
+        self._is_made = Event()
+        self._is_taken = False
+
+    def make(self) -> None:
+        """Make all masks, until they are taken."""
+        # The sequence comes to the place of a fault by itself, and finds out what is wrong there;
+        # panics of the library are no Exception.
+        with suppress(BaseException):
+            self._make()
+        self._is_made.set()
+
+    def take(self, most_s: float) -> list[Tensor]:
+        """Return the masks that there are after so many seconds, and let no more be made."""
+        self._is_made.wait(max(0.0, most_s))
+        self._is_taken = True
+        return list(self._masks)
+
+    def forced_behind(self, number: int) -> list[int]:
+        """Return the tokens that are forced behind the draft's first `number`, as far as known."""
+        return self._runs.get(number, [])
+
+    def _make(self) -> None:
+        matcher, masks, forced = self._matcher, self._masks, list[int]()
+        for number, token_id in enumerate(self._draft, 1):
+            if self._is_taken or not _allows(masks[-1], token_id):
+                return
             matcher.accept(token_id)
+            if matcher.is_slow:
+                # Nor is it drawn here: the thread of the engine would have to accept it.
+                del masks[max(1, number - 1) :]
+                return
             if forced:
                 forced = forced[1:]
-            elif forces_from is not None and number >= forces_from:
-                forced = matcher.forced_tokens()
+            elif self._forces_from is not None and number >= self._forces_from:
+                forced = self._runs[number] = matcher.forced_tokens()
             if forced:
-                masks.append(_only(forced[0], mask))
+                masks.append(_only(forced[0], masks[0]))
             elif matcher.is_finished:
-                break
+                return
             else:
-                masks.append(matcher.mask())
-    except BaseException:
-        # The sequence comes to this place by itself, and finds out what is wrong there.
-        return masks
-    return masks
+                mask = matcher.mask()
+                if matcher.is_slow:
+                    return
+                masks.append(mask)
 
 
 def _allows(mask: Tensor, token_id: int) -> bool:

@@ -116,6 +116,7 @@ class Drafting:
                 walk_grammar=None if seq.grammar is None else partial(self._constrained.walk, seq),
                 lane=request.lane,
                 request_id=request.request_id,
+                beside=None if seq.grammar is None else partial(self._constrained.begin, seq),
             )
         return view
 
@@ -124,6 +125,10 @@ def _can_ask(seq: Sequence) -> bool:
     """Tell whether the next step may hold a draft of a sequence, or hold it back for one."""
     if seq.state is not SequenceState.RUNNING or not seq.num_output or seq.is_refilling:
         return False
-    if seq.grammar is not None and (seq.num_inflight or seq.awaits_grammar):
-        return False
+    if seq.grammar is not None:
+        if seq.num_inflight or seq.awaits_grammar:
+            return False
+        # Drafts of a grammar that takes long would be late, and keep the threads of masks.
+        if seq.matcher is not None and seq.matcher.is_slow:
+            return False
     return not seq.draft and seq.held_end is None

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.execution.prompt_graphs import PassShape
     from tokenbus.engine.execution.rows import RowState
-    from tokenbus.engine.execution.runner import DraftMasks, Masks
+    from tokenbus.engine.execution.runner import Masks, MasksOfDrafts
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.sampling.sampler import SampledTokens, SamplingState
@@ -195,7 +195,7 @@ class GraphRunner(Runner):
         self,
         plan: StepPlan,
         masks: Masks | None = None,
-        draft_masks: DraftMasks | None = None,
+        draft_masks: MasksOfDrafts | None = None,
     ) -> PendingStep:
         """Start a step, by replay where a graph can hold it."""
         if plan.prefill:

@@ -5,6 +5,7 @@ The file is one noun, past three hundred lines: what a launch leaves is read bac
 
 from __future__ import annotations
 
+import time
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,12 @@ from torch import Tensor
 from tokenbus.engine.containment import Containment
 from tokenbus.engine.execution.batch import decode_batch, step_batch
 from tokenbus.engine.execution.device_faults import escapes
+from tokenbus.engine.execution.draft_walk import MASK_WAIT_S
 from tokenbus.engine.execution.pending_step import PendingStep, read_step
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.bitmask import distinct_masks, leaves_one
-from tokenbus.engine.sampling.drafted_draws import DraftedRow, DrawnRows, draw_drafted
+from tokenbus.engine.sampling.drafted_draws import NO_TOKEN, DraftedRow, DrawnRows, draw_drafted
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
 from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
@@ -26,8 +28,8 @@ from tokenbus.kernels.draw_outcomes import BROKEN_ROW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from concurrent.futures import Future
 
+    from tokenbus.engine.execution.draft_walk import DraftMasks
     from tokenbus.engine.execution.pending_step import StepResult
     from tokenbus.engine.execution.rows import RowState
     from tokenbus.engine.interfaces import PagedModel
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
     # The packed grammar mask of each constrained row; of one with a draft, those of its draws.
     Masks = Mapping[int, Tensor]
-    DraftMasks = Mapping[int, Future[list[Tensor]]]
+    MasksOfDrafts = Mapping[int, DraftMasks]
 
 
 class Runner:
@@ -86,7 +88,7 @@ class Runner:
         self,
         plan: StepPlan,
         masks: Masks | None = None,
-        draft_masks: DraftMasks | None = None,
+        draft_masks: MasksOfDrafts | None = None,
     ) -> PendingStep:
         """Start a step, under the masks of its constrained rows."""
         pending = PendingStep.of(plan)
@@ -285,12 +287,15 @@ class Runner:
         self._enter(rows, [drawn.token_ids for drawn in pending.draws])
 
     def _draw_drafted(
-        self, logits: Tensor, pending: PendingStep, masks: DraftMasks
+        self, logits: Tensor, pending: PendingStep, masks: MasksOfDrafts
     ) -> list[Callable[[], Tensor]]:
         """Draw behind drafts; return what tells of parts of them the last token that counts."""
         chunks = pending.drafted
+        found = _taken(masks)
         drafted = [
-            DraftedRow(chunk.seq.row or 0, chunk.end - chunk.seq.num_prompt, chunk.draft)
+            DraftedRow(
+                chunk.seq.row or 0, chunk.end - chunk.seq.num_prompt, _counting(chunk, found)
+            )
             for chunk in chunks
         ]
         borders = [0, *accumulate(1 + len(item.draft) for item in drafted)]
@@ -304,7 +309,7 @@ class Runner:
                 drafted[part],
                 self.sampling.plan(row_list[part]),
                 self.rows.to_device,
-                self._bitmask([mask for chunk in chunks[part] for mask in _masks_of(chunk, masks)]),
+                self._bitmask([mask for chunk in chunks[part] for mask in _masks_of(chunk, found)]),
             )
 
         owners = _owners(chunks)
@@ -353,14 +358,26 @@ class Runner:
         return sent[self.rows.to_device(places)]
 
 
-def _masks_of(chunk: PrefillChunk, masks: DraftMasks) -> list[Tensor | None]:
+def _taken(masks: MasksOfDrafts) -> dict[int, list[Tensor]]:
+    """Wait a little for the masks of all drafts, and take of each row those that there are."""
+    ends_at = time.monotonic() + MASK_WAIT_S
+    return {row: made.take(ends_at - time.monotonic()) for row, made in masks.items()}
+
+
+def _counting(chunk: PrefillChunk, masks: Mapping[int, list[Tensor]]) -> list[int]:
+    """Return a draft of which no token is right that would lead past the last mask."""
+    found = masks.get(-1 if chunk.seq.row is None else chunk.seq.row)
+    num = len(chunk.draft) if found is None else len(found) - 1
+    return [*chunk.draft[:num], *[NO_TOKEN] * (len(chunk.draft) - num)]
+
+
+def _masks_of(chunk: PrefillChunk, masks: Mapping[int, list[Tensor]]) -> list[Tensor | None]:
     """Return the masks of a draft's draws, and note how many of these count."""
     num_draws = 1 + len(chunk.draft)
     seq = chunk.seq
-    future = masks.get(-1 if seq.row is None else seq.row)
-    if future is None:
+    found = masks.get(-1 if seq.row is None else seq.row)
+    if found is None:
         return [None] * num_draws
-    found = future.result()
     seq.draws_forced = tuple(map(leaves_one, found))
     # What is drawn behind the last that counts is dropped, whatever it is.
     return [*found, *found[-1:] * (num_draws - len(found))]

@@ -15,8 +15,8 @@ from enum import Enum, auto
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.grammar.answer_lists import AnswerLists
 from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch, cleared
+from tokenbus.engine.grammar.watching.answer_lists import AnswerLists
 from tokenbus.engine.grammar.watching.item_watch import ItemWatch
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
     from torch import Tensor
 
-    from tokenbus.engine.grammar.watched_answer import WatchedAnswer
     from tokenbus.engine.grammar.watching.braced_keys import BracedKeys
     from tokenbus.engine.grammar.watching.item_watch import ItemTable
     from tokenbus.engine.grammar.watching.list_places import ListPlaces
+    from tokenbus.engine.grammar.watching.watched_answer import WatchedAnswer
 
 # Bytes that are looked back at: more than any mark has, or what begins a call without one.
 _LOOK_BACK = 512

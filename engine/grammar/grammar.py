@@ -6,6 +6,7 @@ It is one noun: a grammar as it is compiled, kept, and followed.
 from __future__ import annotations
 
 import time
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,7 @@ from llguidance import LLMatcher
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.answer_watch import AnswerWatch
 from tokenbus.engine.grammar.json_schema import failing_place
-from tokenbus.engine.grammar.limits import GrammarLimits, forced_run, too_slow
+from tokenbus.engine.grammar.limits import WALL_PER_CPU, GrammarLimits, forced_run, too_slow
 from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch
 from tokenbus.engine.grammar.schema.source_words import first_tokens
 from tokenbus.engine.grammar.translation import (
@@ -27,18 +28,19 @@ from tokenbus.engine.grammar.translation import (
     schema_grammar,
 )
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
-from tokenbus.engine.grammar.watched_answer import WatchedAnswer
 from tokenbus.engine.grammar.watching.item_watch import ItemTable, ItemWatch
+from tokenbus.engine.grammar.watching.watched_answer import WatchedAnswer
 from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.types import GrammarKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from llguidance import LLTokenizer
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from tokenbus.engine.grammar.unlocked import UnlockedAccept
     from tokenbus.engine.types import GrammarSpec
 
 # Masks that a grammar keeps, and how many tokens an output may have for its place to be kept.
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
 _MAX_PLACES, _MAX_DEPTH = 64, 16
 # Tokens of a forced run that is kept: longer ones are rare, and found again for each output.
 _MAX_KEPT_RUN = 64
+# Processor time from which on a call of the library is long, in seconds. Ordinary masks take 0.1 to
+# 1 ms. To accept a token takes 2 us, and where that is long its mask was: it has tried the token.
+_LONG_S = 0.002
 
 
 class NextTokens(NamedTuple):
@@ -64,6 +69,9 @@ class GrammarMatcher:
 
     `mask` and `accept` use processor time, of which one token may have so much. A matcher of the
     library is copied with the first token that is accepted: of an output of one token never.
+
+    What takes long is no work for the thread of the engine, nor for one that holds the lock of the
+    interpreter meanwhile: see `accepts_quickly`.
     """
 
     def __init__(
@@ -82,6 +90,18 @@ class GrammarMatcher:
         self._copy = matcher
         self._path = path
         self._watch = source.new_watch() if watch is None else watch
+        self._took_long = False
+
+    @property
+    def is_slow(self) -> bool:
+        """True if the mask here, or the way here, took the library long."""
+        return self._took_long or (self._path is not None and self._path in self.source.slow)
+
+    def accepts_quickly(self, token_id: int) -> bool:
+        """Tell whether to accept a token, which the mask allows, is a matter of microseconds."""
+        if not self.is_slow:
+            return True
+        return self._path is not None and (*self._path, token_id) in self.source.quick
 
     @property
     def is_finished(self) -> bool:
@@ -121,7 +141,9 @@ class GrammarMatcher:
             return known
         begins = time.thread_time()
         packed = bytearray(self._matcher.compute_bitmask())
-        self._check(begins)
+        spent_s = time.thread_time() - begins
+        self._check(spent_s)
+        self._took_long = spent_s > _LONG_S
         mask = torch.frombuffer(packed, dtype=torch.int32)[: self.source.width]
         if self._watch is not None:
             mask = self._watch.allowed(mask, self._matcher)
@@ -129,7 +151,7 @@ class GrammarMatcher:
                 reason = "every key or item that may come next has come already"
                 raise GrammarRejected("grammar", reason)
         if self._path is not None:
-            self.source.keep(self._path, mask)
+            self.source.keep(self._path, mask, is_slow=self._took_long)
         return mask
 
     def allows(self, token_id: int) -> bool:
@@ -141,10 +163,19 @@ class GrammarMatcher:
 
         Raises: GrammarRejected if the grammar does not allow it here, or exceeds its limits.
         """
-        begins = time.thread_time()
-        is_taken = self._matcher.consume_token(token_id)
-        self._check(begins)
+        unlocked = self.source.unlocked
+        if unlocked is None or self.accepts_quickly(token_id):
+            begins = time.thread_time()
+            is_taken = self._matcher.consume_token(token_id)
+            took_s = spent_s = time.thread_time() - begins
+        else:
+            is_taken, took_s = unlocked(self._matcher, token_id)
+            spent_s = took_s / WALL_PER_CPU
+        self._check(spent_s)
+        self._took_long = took_s > _LONG_S
         self._follow(token_id, is_taken=is_taken)
+        if not self._took_long and self._path is not None:
+            self.source.note_quick(self._path)
 
     def _follow(self, token_id: int, *, is_taken: bool) -> None:
         """Keep path and watch beside a token that the library was given."""
@@ -166,7 +197,7 @@ class GrammarMatcher:
         """
         begins = time.thread_time()
         forced = forced_run(self._matcher)
-        self._check(begins)
+        self._check(time.thread_time() - begins)
         return forced
 
     def known_next(self, most: int) -> NextTokens | None:
@@ -185,6 +216,26 @@ class GrammarMatcher:
         self._accept_run(run[:most])
         return NextTokens(run[:most], mask)
 
+    def tokens_behind(
+        self, most: int, drawn: int | None, run: tuple[int, ...] | None
+    ) -> NextTokens:
+        """Return what `next_tokens` does, behind tokens that are to be accepted first.
+
+        Args:
+            most: forced tokens at most.
+            drawn: a token that was drawn here, if to accept it takes long as well.
+            run: the tokens that are forced then, where they are known.
+        Raises: as `next_tokens`.
+        """
+        if drawn is not None:
+            self.accept(drawn)
+        if run is not None:
+            self._accept_run(run)
+        if self.is_finished:
+            # Nothing is drawn any more.
+            return NextTokens(run or (), torch.zeros(self.source.width, dtype=torch.int32))
+        return self.next_tokens(most) if run is None else NextTokens(run, self.mask())
+
     def next_tokens(self, most: int) -> NextTokens:
         """Accept the forced tokens from here on, `most` at most, and make the mask behind them.
 
@@ -201,9 +252,12 @@ class GrammarMatcher:
                 # So that the bytes of the run are known, see `limits.forced_run`.
                 self._matcher.compute_bitmask()
             run = tuple(self.forced_tokens())
-            if path in self.source.masks and len(run) <= _MAX_KEPT_RUN:
+            is_quick = self._accept_run(run[:most])
+            is_kept = is_quick and len(run) <= min(most, _MAX_KEPT_RUN)
+            if is_kept and path is not None and path in self.source.masks:
                 self.source.runs[path] = run
-        self._accept_run(run[:most])
+        else:
+            self._accept_run(run[:most])
         if self.is_finished:
             # Nothing is drawn any more.
             if self._path is not None:
@@ -212,20 +266,35 @@ class GrammarMatcher:
             mask = self.mask()
         return NextTokens(run[:most], mask)
 
-    def _accept_run(self, token_ids: tuple[int, ...]) -> None:
-        """Accept forced tokens in one call. Raises: as `accept`."""
+    def _accept_run(self, token_ids: tuple[int, ...]) -> bool:
+        """Accept forced tokens, in one call where that is quick; tell whether it was.
+
+        Raises: as `accept`.
+        """
         if not token_ids:
-            return
-        begins = time.thread_time()
-        is_taken = self._matcher.consume_tokens(list(token_ids))
-        self._check(begins)
-        for token_id in token_ids:
-            self._follow(token_id, is_taken=is_taken)
+            return True
+        if self.is_slow:
+            took_long = False
+            for token_id in token_ids:
+                self.accept(token_id)
+                took_long = took_long or self._took_long
+        else:
+            begins = time.thread_time()
+            is_taken = self._matcher.consume_tokens(list(token_ids))
+            spent_s = time.thread_time() - begins
+            self._check(spent_s)
+            took_long = spent_s > _LONG_S
+            for token_id in token_ids:
+                self._follow(token_id, is_taken=is_taken)
+        self._took_long = took_long
+        return not took_long
 
     def fork(self) -> GrammarMatcher:
         """Return an independent matcher at the same place."""
         watch = None if self._watch is None else self._watch.copy()
-        return GrammarMatcher(self.source, self._matcher.deep_copy(), self._path, watch)
+        fork = GrammarMatcher(self.source, self._matcher.deep_copy(), self._path, watch)
+        fork._took_long = self._took_long
+        return fork
 
     @property
     def _matcher(self) -> LLMatcher:
@@ -233,14 +302,12 @@ class GrammarMatcher:
             self._copy = self.source.prototype.deep_copy()
         return self._copy
 
-    def _check(self, began_s: float) -> None:
+    def _check(self, spent_s: float) -> None:
         """Raise if the library gave up, or took longer than one token may."""
-        spent_s = time.thread_time() - began_s
         self.source.spent_s += spent_s
         if self._matcher.is_error():
             # The next sequence finds out whether others are stuck as well.
-            self.source.masks.clear()
-            self.source.runs.clear()
+            self.source.drop_places()
             raise GrammarRejected("grammar", reason_of(self._matcher.get_error()))
         if spent_s * 1000 > self.source.limits.token_ms:
             raise GrammarRejected("grammar", too_slow(spent_s * 1000, self.source.limits))
@@ -250,8 +317,9 @@ class CompiledGrammar:
     """A compiled constraint; any number of sequences follow it.
 
     `prototype` stands at the start for ever. `masks` are those of the places that outputs came to
-    first, by their tokens, and `runs` the tokens that are forced there. `spent_s` is the processor
-    time of all masks: the library's memory grows with it.
+    first, by their tokens, and `runs` the tokens that are forced there. Of these places `slow` ones
+    have masks that took long, from which those in `quick` were reached quickly all the same.
+    `spent_s` is the processor time of all masks: the library's memory grows with it.
     """
 
     def __init__(
@@ -261,12 +329,15 @@ class CompiledGrammar:
         limits: GrammarLimits,
         watch: KeyWatch | AnswerWatch | None = None,
         words: Mapping[int, int] | None = None,
+        unlocked: Callable[[LLMatcher, int], tuple[bool, float]] | None = None,
     ) -> None:
         """Keep a matcher at the start, of which sequences get copies, and a watch beside it.
 
         `width` is that of a mask in int32 words. `watch` is there if something may come twice.
         `words` are the first tokens of words that the source names, with their places in it.
+        `unlocked` accepts a token for which others are not to wait: see `UnlockedAccept`.
         """
+        self.unlocked = unlocked
         self.words = words or {}
         self._watch = watch
         self.prototype = prototype
@@ -274,6 +345,8 @@ class CompiledGrammar:
         self.limits = limits
         self.masks: dict[tuple[int, ...], Tensor] = {}
         self.runs: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.slow: set[tuple[int, ...]] = set()
+        self.quick: set[tuple[int, ...]] = set()
         self.spent_s = 0.0
 
     def new_watch(self) -> KeyWatch | AnswerWatch | None:
@@ -285,10 +358,22 @@ class CompiledGrammar:
         """Count the bytes of the masks that are kept."""
         return len(self.masks) * self.width * torch.int32.itemsize
 
-    def keep(self, path: tuple[int, ...], mask: Tensor) -> None:
-        """Keep the mask of a place, while there is room."""
+    def keep(self, path: tuple[int, ...], mask: Tensor, *, is_slow: bool = False) -> None:
+        """Keep the mask of a place, while there is room, and whether it took long."""
         if len(self.masks) < _MAX_PLACES:
             self.masks[path] = mask
+            if is_slow:
+                self.slow.add(path)
+
+    def note_quick(self, path: tuple[int, ...]) -> None:
+        """Note that a place behind a slow one was reached quickly."""
+        if path[:-1] in self.slow and len(self.quick) < _MAX_PLACES:
+            self.quick.add(path)
+
+    def drop_places(self) -> None:
+        """Drop what is known of places."""
+        for known in (self.masks, self.runs, self.slow, self.quick):
+            known.clear()
 
     def matcher(self, output_ids: Iterable[int] = ()) -> GrammarMatcher:
         """Return a matcher after these tokens: the start, or where an earlier owner left off.
@@ -313,11 +398,14 @@ class GrammarCompiler:
         vocab_size: int,
         eos_token_ids: tuple[int, ...],
         limits: GrammarLimits | None = None,
+        *,
+        unlocked: UnlockedAccept | None = None,
     ) -> None:
         """Read the vocabulary.
 
         Args:
             vocab_size: of the model, which may pad that of the tokenizer.
+            unlocked: what takes the tokens that take long, where other threads are not to wait.
         Raises: GrammarRejected if the tokenizer is not one of the tokenizers library.
         """
         self.limits = limits or GrammarLimits()
@@ -327,6 +415,7 @@ class GrammarCompiler:
         self._tokenizer: LLTokenizer | None = None
         self._num_tokens = vocab_size
         self._table: ItemTable | None = None
+        self._unlocked = unlocked
 
     def warm_up(self) -> None:
         """Build what is shared by all grammars, which takes a second for 150k tokens."""
@@ -373,7 +462,10 @@ class GrammarCompiler:
             raise NotCompiled("grammar", f"does not compile: {reason_of(prototype.get_error())}")
         watch = self._watch(grammar, watched)
         words = first_tokens(grammar, self._tokenizer.tokenize_str)
-        return CompiledGrammar(prototype, self._width, self.limits, watch, words)
+        unlocked = None
+        if self._unlocked is not None:
+            unlocked = partial(self._unlocked.accept, tokenizer=self._tokenizer)
+        return CompiledGrammar(prototype, self._width, self.limits, watch, words, unlocked)
 
     def _watch(self, grammar: str, watched: str) -> KeyWatch | AnswerWatch | None:
         places = list_places(grammar)

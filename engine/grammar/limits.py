@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 TRIAL_MEMORY_BYTES = 1 << 30
 # Wall time of a trial per second of its processor time, and what is added, in seconds: a machine
 # with many times more to do than cores is not the grammar's fault, and a long trial yields to it.
-_WALL_PER_CPU, _WALL_EXTRA_S = 16.0, 5.0
+WALL_PER_CPU, _WALL_EXTRA_S = 16.0, 5.0
 # Longer runs are drawn token by token, each from a mask that allows it alone. The library cuts a
 # run into tokens at 1.6 us a byte, 26 ms for so many, and meanwhile no other thread runs Python.
 MAX_FORCED_BYTES = 16 << 10
@@ -45,7 +45,7 @@ class GrammarLimits:
     @property
     def wall_s(self) -> float:
         """Wall time after which a trial is given up."""
-        return self.compile_s * _WALL_PER_CPU + _WALL_EXTRA_S
+        return self.compile_s * WALL_PER_CPU + _WALL_EXTRA_S
 
     @cached_property
     def of_library(self) -> LLParserLimits:

@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.grammar.grammar_cache import GrammarCache, RefusalCache
 from tokenbus.engine.grammar.prober_link import ProberLink
 from tokenbus.engine.grammar.tenant_queue import TenantQueue, TenantThreads
+from tokenbus.engine.grammar.unlocked import UnlockedAccept
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.engine.grammar.grammar import CompiledGrammar, GrammarMatcher
+    from tokenbus.engine.grammar.grammar import CompiledGrammar, GrammarMatcher, NextTokens
     from tokenbus.engine.grammar.limits import GrammarLimits
     from tokenbus.engine.types import GrammarSpec
+
+T = TypeVar("T")
 
 # Threads for masks, of which one tenant has two at a time. Masks are fast and bounded, and the
 # library lets them run side by side.
@@ -84,7 +87,13 @@ class GrammarPreparer:
         limits: GrammarLimits,
     ) -> None:
         """Raises: GrammarRejected if the tokenizer is not one of the tokenizers library."""
-        self._compiler = GrammarCompiler(tokenizer, vocab_size, eos_token_ids, limits)
+        self._compiler = GrammarCompiler(
+            tokenizer,
+            vocab_size,
+            eos_token_ids,
+            limits,
+            unlocked=UnlockedAccept(_NUM_MASK_THREADS),
+        )
         self._cache = GrammarCache()
         self._refusals = RefusalCache()
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -134,16 +143,17 @@ class GrammarPreparer:
         return order.future
 
     def next_mask(
-        self, matcher: GrammarMatcher, most: int, tenant: str, priority: int
+        self,
+        matcher: GrammarMatcher,
+        find: Callable[[], NextTokens],
+        tenant: str,
+        priority: int,
     ) -> Future[GrammarOutcome]:
-        """Begin to accept forced tokens, `most` at most, and to compute the mask behind them."""
-        work = partial(_outcome, partial(_next, matcher, most))
-        return self._mask_threads.submit(tenant, priority, work)
+        """Begin to find the next tokens of a matcher, see `GrammarMatcher`."""
+        return self.begin(partial(_outcome, partial(_next, matcher, find)), tenant, priority)
 
-    def begin(
-        self, work: Callable[[], list[Tensor]], tenant: str, priority: int
-    ) -> Future[list[Tensor]]:
-        """Begin to compute several masks."""
+    def begin(self, work: Callable[[], T], tenant: str, priority: int) -> Future[T]:
+        """Begin work with masks in a thread of a tenant."""
         return self._mask_threads.submit(tenant, priority, work)
 
     def close(self) -> None:
@@ -216,8 +226,8 @@ def _at(grammar: CompiledGrammar, output_ids: list[int]) -> ReadyGrammar:
     return ReadyGrammar(matcher, matcher.mask())
 
 
-def _next(matcher: GrammarMatcher, most: int) -> ReadyGrammar:
-    found = matcher.next_tokens(most)
+def _next(matcher: GrammarMatcher, find: Callable[[], NextTokens]) -> ReadyGrammar:
+    found = find()
     return ReadyGrammar(matcher, found.mask, found.forced)
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.sampling.sampler import SamplingState
 
-# Stands where a draft has no more tokens; nothing that is drawn equals it.
-_NO_TOKEN = -3
+# Stands where a draft has no more tokens, or none that count; nothing that is drawn equals it.
+NO_TOKEN = -3
 
 
 class DraftedRow(NamedTuple):
@@ -55,7 +55,7 @@ class _DrawPlaces:
                 (
                     np.repeat([item.row for item in drafted], counts),
                     steps + np.repeat([item.position for item in drafted], counts),
-                    [token for item in drafted for token in (*item.draft, _NO_TOKEN)],
+                    [token for item in drafted for token in (*item.draft, NO_TOKEN)],
                     np.argsort(steps, kind="stable"),
                     # The last place of a row stands for those that it does not have.
                     (firsts[:, None] + np.minimum(np.arange(width), counts[:, None] - 1)).ravel(),

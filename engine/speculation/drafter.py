@@ -47,8 +47,10 @@ class DraftView:
     token_ids: prompt and output that the host knows, live and not to be written.
     num_prompt: how many of them are the prompt.
     walk_grammar: starts a walk at the place behind these tokens; None where there is no grammar.
+        The walk is for another thread, to which `beside` takes it: nobody knows how long it takes.
     lane: under which acceptance is learned, a label of jobs that resemble each other.
     request_id: the request that it is a choice of; its answers are forgotten by that.
+    beside: begins work in a thread beside the engine; None: it is done at once.
     """
 
     key: int
@@ -58,6 +60,7 @@ class DraftView:
     walk_grammar: Callable[[], GrammarWalk] | None = None
     lane: str = ""
     request_id: int = 0
+    beside: Callable[[Callable[[], None]], object] | None = None
 
 
 class Guess(NamedTuple):

@@ -8,12 +8,16 @@ A proposal that the grammar forbids is cut, so that no row is spent on it.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.speculation.drafter import MAX_STRENGTH, Guess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from threading import Lock
 
     from tokenbus.engine.speculation.drafter import GrammarWalk
 
@@ -24,6 +28,51 @@ if TYPE_CHECKING:
 _MAX_TEXTS = 4
 # What speaks for the first of two keys or values; of more it is the less.
 _ONE_OF_TWO = 6
+
+
+class Fitting:
+    """A draft inside a grammar, put together in another thread, and given up if that takes long.
+
+    `propose` is asked under a lock that all share, and never after the draft was given up: what
+    answers it belongs to the thread of the engine, which waits meanwhile.
+    """
+
+    def __init__(
+        self,
+        walk: GrammarWalk,
+        context: Sequence[int],
+        propose: Propose,
+        limit: int,
+        source: int,
+        lock: Lock,
+    ) -> None:
+        """Take what `fitting` takes."""
+        self._put_together = partial(fitting, walk, context, self._ask, limit, source)
+        self._propose = propose
+        self._lock = lock
+        self._pieces: list[tuple[int, Guess]] | None = None
+        self._is_over = False
+        self._is_done = Event()
+
+    def run(self) -> None:
+        """Put the draft together."""
+        # A panic of the grammar library is no Exception; without a draft nothing is amiss.
+        with suppress(BaseException):
+            self._pieces = self._put_together()
+        self._is_done.set()
+
+    def take(self, most_s: float) -> list[tuple[int, Guess]] | None:
+        """Return the pieces of the draft, None if they are not there after so many seconds."""
+        self._is_done.wait(max(0.0, most_s))
+        with self._lock:
+            self._is_over = True
+        return self._pieces
+
+    def _ask(self, context: Sequence[int], limit: int) -> tuple[int, Guess] | None:
+        with self._lock:
+            if self._is_over:
+                raise TimeoutError("nobody waits for this draft any more")
+            return self._propose(context, limit)
 
 
 def fitting(

@@ -10,6 +10,8 @@ saves, as it may for many sequences of a small model, it is done again after a n
 
 What a grammar forces behind a drawn token comes without drafts too, so a step that drafts nothing
 counts for as many tokens as such steps brought.
+
+The file is one noun, past three hundred lines: a draft is made, chosen and learned from here.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from operator import neg
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenbus.engine.speculation.acceptance import Acceptance, chances_of
 from tokenbus.engine.speculation.drafter import MAX_STRENGTH
-from tokenbus.engine.speculation.grammar_guide import fitting
+from tokenbus.engine.speculation.grammar_guide import Fitting
 from tokenbus.engine.speculation.own_text import OwnText
 from tokenbus.engine.speculation.pool_text import PoolText
 from tokenbus.engine.speculation.step_costs import StepCosts
@@ -46,6 +49,9 @@ _NEWEST, _MOST_TIMES = 1 / 16, 4
 # A plan that takes more than this share of a step, and longer than what it chose is to save, is
 # followed by so many steps without one that it is this share of all of them.
 _DEAR, _WASTED_SHARE = 0.2, 0.01
+# What a step waits at most for drafts inside grammars, in seconds; most take 0.1 to 0.5 ms.
+# A sequence whose draft is not there gets none, and is not asked for one for so many steps.
+_FITTING_WAIT_S, _LATE_STEPS = 0.005, 64
 
 
 class _Piece(NamedTuple):
@@ -100,6 +106,9 @@ class DraftPlanner:
         self.names = (*(drafter.name for drafter in self._drafters), GRAMMAR)
         self._acceptance = Acceptance(len(self.names))
         self._drafts: dict[int, _Draft] = {}
+        # Until which turn a sequence is not asked whose draft was late.
+        self._late: dict[int, int] = {}
+        self._texts = Lock()
         self._steps_without = 0
         # Steps that were planned or went without; of one that is planned twice both count.
         self._turn = 0
@@ -122,7 +131,7 @@ class DraftPlanner:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
         began = self._clock()
         self.pool.file()
-        drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
+        drafts = self._all_drafts(seqs)
         saved_s = self._choose(seqs, [draft for _, draft in drafts]) if drafts else 0.0
         taken_s = (self._clock() - began) / max(1, len(seqs))
         self._plan_s += (min(taken_s, _MOST_TIMES * self._plan_s) - self._plan_s) * _NEWEST
@@ -154,6 +163,7 @@ class DraftPlanner:
     def drop(self, seq: DraftView) -> None:
         """Hear that a sequence has ended."""
         self._drafts.pop(seq.key, None)
+        self._late.pop(seq.key, None)
         for drafter in self._drafters:
             drafter.drop(seq)
 
@@ -192,41 +202,74 @@ class DraftPlanner:
         expected = sum(chances[:num_chosen])
         return (1.0 + expected / num_tokens) * step_s - self.costs.of(num_seqs + num_chosen)
 
-    def _draft(self, seq: DraftView) -> _Draft | None:
-        """Draft anew, if tokens have come since the last time, and learn from these."""
-        before, num_known = self._drafts.get(seq.key), len(seq.token_ids)
-        shares = self._acceptance.of(seq.lane)
-        if before is not None:
-            if before.num_known == num_known:
-                return before
-            del self._drafts[seq.key]
-            self._learn(seq, before, shares)
-        rivals: list[_Piece] = []
-        chances: list[float] = []
-        if seq.walk_grammar is None:
-            rivals = [
-                _Piece(number, 0, guess)
-                for number, each in enumerate(self._drafters)
-                if (guess := each.follow(seq, MAX_DRAFT)) is not None
-            ]
-            if not rivals:
-                return None
-            best, chances = _best(rivals, shares)
-            pieces = [best]
-        else:
-            # The other sources are not blamed for what the grammar forbids.
-            pieces = self._fitting(seq, shares)
-            for piece in pieces:
-                if len(chances) < piece.at:
-                    break
-                chances += _chances(piece, shares, chances[-1] if chances else 1.0)
-        if not pieces:
-            return None
-        draft = self._drafts[seq.key] = _Draft(num_known, self._turn, pieces, rivals, chances)
-        return draft
+    def _all_drafts(self, seqs: Sequence[DraftView]) -> list[tuple[int, _Draft]]:
+        """Return the drafts of those that have any, new where tokens have come."""
+        free = [seq for seq in seqs if not self._is_drafted(seq)]
+        bound = [seq for seq in free if seq.walk_grammar is not None]
+        for seq in free:
+            if seq.walk_grammar is None:
+                self._follow(seq)
+        # From here on the texts are those threads' until the last draft is taken.
+        under_way = [(seq, self._begin(seq)) for seq in bound if not self._is_late(seq)]
+        ends_at = time.monotonic() + _FITTING_WAIT_S
+        for seq, fitting in under_way:
+            found = fitting.take(ends_at - time.monotonic())
+            if found is None:
+                self._late[seq.key] = self._turn + _LATE_STEPS
+            else:
+                self._keep_fitting(seq, found)
+        drafts = ((seq.key, self._drafts.get(seq.key)) for seq in seqs)
+        return [(key, draft) for key, draft in drafts if draft is not None]
 
-    def _fitting(self, seq: DraftView, shares: Shares) -> list[_Piece]:
-        """Return a draft that the sequence's grammar allows, texts and forced tokens in turn."""
+    def _is_drafted(self, seq: DraftView) -> bool:
+        """Tell whether a draft holds still; else learn from the tokens that have come since."""
+        before = self._drafts.get(seq.key)
+        if before is None:
+            return False
+        if before.num_known == len(seq.token_ids):
+            return True
+        del self._drafts[seq.key]
+        self._learn(seq, before, self._acceptance.of(seq.lane))
+        return False
+
+    def _is_late(self, seq: DraftView) -> bool:
+        return self._late.get(seq.key, 0) > self._turn
+
+    def _follow(self, seq: DraftView) -> None:
+        """Draft what texts say."""
+        rivals = [
+            _Piece(number, 0, guess)
+            for number, each in enumerate(self._drafters)
+            if (guess := each.follow(seq, MAX_DRAFT)) is not None
+        ]
+        if rivals:
+            best, chances = _best(rivals, self._acceptance.of(seq.lane))
+            self._keep(seq, [best], rivals, chances)
+
+    def _keep_fitting(self, seq: DraftView, found: list[tuple[int, Guess]]) -> None:
+        """Keep a draft that the grammar of a sequence allows."""
+        shares = self._acceptance.of(seq.lane)
+        at, chances, pieces = 0, list[float](), list[_Piece]()
+        for source, guess in found:
+            pieces.append(_Piece(source, at, guess))
+            at += len(guess.token_ids)
+        for piece in pieces:
+            if len(chances) < piece.at:
+                break
+            chances += _chances(piece, shares, chances[-1] if chances else 1.0)
+        if pieces:
+            # The other sources are not blamed for what the grammar forbids.
+            self._keep(seq, pieces, [], chances)
+
+    def _keep(
+        self, seq: DraftView, pieces: list[_Piece], rivals: list[_Piece], chances: list[float]
+    ) -> None:
+        num_known = len(seq.token_ids)
+        self._drafts[seq.key] = _Draft(num_known, self._turn, pieces, rivals, chances)
+
+    def _begin(self, seq: DraftView) -> Fitting:
+        """Begin to draft what the sequence's grammar allows, texts and forced tokens in turn."""
+        shares = self._acceptance.of(seq.lane)
 
         def propose(context: Sequence[int], limit: int) -> tuple[int, Guess] | None:
             found = [
@@ -241,11 +284,13 @@ class DraftPlanner:
 
         assert seq.walk_grammar is not None
         context = list(seq.token_ids[-MAX_STRENGTH:])
-        walk, at, pieces = seq.walk_grammar(), 0, []
-        for source, guess in fitting(walk, context, propose, MAX_DRAFT, len(self._drafters)):
-            pieces.append(_Piece(source, at, guess))
-            at += len(guess.token_ids)
-        return pieces
+        walk, source = seq.walk_grammar(), len(self._drafters)
+        fitting = Fitting(walk, context, propose, MAX_DRAFT, source, self._texts)
+        if seq.beside is None:
+            fitting.run()
+        else:
+            seq.beside(fitting.run)
+        return fitting
 
     def _learn(self, seq: DraftView, draft: _Draft, shares: Shares) -> None:
         """Compare guesses with the tokens that came."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from tokenbus.engine.chat.call_format import CallSyntax
 from tokenbus.engine.chat.reading.value_types import STRING, argument_types
 from tokenbus.engine.grammar.schema.key_watch import is_open
-from tokenbus.engine.grammar.watched_answer import WatchedAnswer, WatchedLists, WatchedTags
 from tokenbus.engine.grammar.watching.list_places import has_marks
+from tokenbus.engine.grammar.watching.watched_answer import WatchedAnswer, WatchedLists, WatchedTags
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

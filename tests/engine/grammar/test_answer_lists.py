@@ -18,7 +18,7 @@ from tokenbus.engine.grammar.calls.watched_calls import follows_lists, watched_c
 from tokenbus.engine.grammar.grammar import CompiledGrammar, GrammarCompiler
 from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import FunctionTool
-from tokenbus.engine.grammar.watched_answer import WatchedAnswer
+from tokenbus.engine.grammar.watching.watched_answer import WatchedAnswer
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 FOLLOWED = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -29,12 +31,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tokenbus.engine.grammar.grammar import CompiledGrammar
     from tokenbus.engine.types import TokenDelta
 
 NUM_GRAMMARS = 4 * NUM_FAMILIES
 NUM_GOOD = NUM_GRAMMARS // 10
 NUM_AT_A_TIME = 64
 GOOD = GrammarSpec(GrammarKind.REGEX, "(yes|no)")
+PLAIN = GrammarSpec(GrammarKind.REGEX, "a+")
+# Each letter is a word of every length: the parser has ever more to put together.
+AMBIGUOUS = GrammarSpec(
+    GrammarKind.LARK, 'start: a\na: a b | b a | a a | "a"\nb: b a | a b | b b | "a"'
+)
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +114,8 @@ def test_long_forced_runs_hold_up_no_step(tmp_path: Path) -> None:
     long = GrammarSpec(GrammarKind.CHOICE, json.dumps([f"a{'to be or not to be, ' * 600}", *"bcd"]))
     llm = LLM(TinyModel(tmp_path).folder, num_pages=100, max_num_seqs=16, grammar_token_ms=5000)
     try:
-        limits = llm.engine.limits
-        compiler = GrammarCompiler(
-            llm.tokenizer,
-            limits.vocab_size,
-            limits.eos_token_ids,
-            GrammarLimits(token_ms=5000),
-        )
         [first] = llm.tokenizer.encode("a", add_special_tokens=False)
-        matcher = compiler.compile(long).matcher([first])
+        matcher = _compiled(llm, long).matcher([first])
         begins = time.thread_time()
         run = matcher.forced_tokens()
         alone_s = time.thread_time() - begins
@@ -139,3 +140,75 @@ def test_long_forced_runs_hold_up_no_step(tmp_path: Path) -> None:
     assert set(told.values()) == {5}
     assert len(run) > 1000
     assert max(steps_s) < 4 * alone_s
+
+
+def test_tokens_that_take_long_to_accept_hold_up_no_step(tmp_path: Path) -> None:
+    """Of an ambiguous grammar the engine's thread accepts none that are more than microseconds."""
+    llm = LLM(TinyModel(tmp_path).folder, num_pages=100, max_num_seqs=8, grammar_token_ms=5000)
+    num_rows, num_tokens = 3, 72
+    try:
+        [drawn] = llm.tokenizer.encode("a", add_special_tokens=False)
+        matcher = _compiled(llm, AMBIGUOUS).matcher()
+        alone_s = 0.0
+        for _ in range(num_tokens):
+            begins = time.thread_time()
+            matcher.accept(drawn)
+            alone_s += time.thread_time() - begins
+        params = SamplingParams(max_tokens=num_tokens, temperature=0.0, logit_bias={drawn: 100.0})
+        spent_s = list[float]()
+        for first, grammar in ((100, PLAIN), (200, AMBIGUOUS)):
+            for number in range(first, first + num_rows):
+                asked = replace(params, grammar=grammar)
+                llm.engine.add(Request(number, (1, 2, 3), asked, tenant=f"{number % 2}"))
+            told = Counter[int]()
+            begins = time.thread_time()
+            while llm.engine.has_work:
+                for delta in llm.engine.step().deltas:
+                    assert delta.error is None
+                    assert set(delta.token_ids) <= {drawn}
+                    told[delta.request_id] += len(delta.token_ids)
+            spent_s.append(time.thread_time() - begins)
+            assert set(told.values()) == {num_tokens}
+    finally:
+        llm.close()
+    assert spent_s[1] - spent_s[0] < num_rows * alone_s / 2
+
+
+def test_others_run_while_a_token_is_accepted(tmp_path: Path) -> None:
+    """The interpreter's lock is free meanwhile, in whatever thread it is done."""
+    llm = LLM(TinyModel(tmp_path).folder, num_pages=20, grammar_token_ms=5000)
+    switch_s = sys.getswitchinterval()
+    has_begun, is_over = threading.Event(), threading.Event()
+    try:
+        [drawn] = llm.tokenizer.encode("a", add_special_tokens=False)
+        preparer = llm.engine._constrained._ready_preparer()
+        matcher = preparer._compiler.compile(AMBIGUOUS).matcher()
+        for _ in range(80):
+            matcher.accept(drawn)
+        matcher.mask()
+
+        def accept() -> None:
+            has_begun.set()
+            for _ in range(20):
+                matcher.accept(drawn)
+            is_over.set()
+
+        # The lock is never asked back: who waits has it once it is given away.
+        sys.setswitchinterval(100.0)
+        thread = threading.Thread(target=accept)
+        thread.start()
+        has_begun.wait()
+        was_over = is_over.is_set()
+        thread.join()
+    finally:
+        sys.setswitchinterval(switch_s)
+        llm.close()
+    assert not was_over
+
+
+def _compiled(llm: LLM, spec: GrammarSpec) -> CompiledGrammar:
+    """Compile a grammar for the model of an engine, beside it."""
+    limits = llm.engine.limits
+    of_grammar = GrammarLimits(token_ms=5000)
+    compiler = GrammarCompiler(llm.tokenizer, limits.vocab_size, limits.eos_token_ids, of_grammar)
+    return compiler.compile(spec)

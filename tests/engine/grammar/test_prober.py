@@ -28,7 +28,7 @@ from tokenbus.engine.grammar.limits import GrammarLimits
 from tokenbus.engine.grammar.prober import Prober, _Child
 from tokenbus.engine.grammar.prober_link import ProberLink, ProberLost, _TrialLane
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
-from tokenbus.engine.grammar.watched_answer import WatchedAnswer
+from tokenbus.engine.grammar.watching.watched_answer import WatchedAnswer
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:

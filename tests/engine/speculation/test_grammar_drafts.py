@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
 from dataclasses import replace
+from threading import Thread, get_ident
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,8 @@ from models.tiny_model import TinyModel
 
 from tokenbus.engine import LLM
 from tokenbus.engine.execution.drafting import Drafting
+from tokenbus.engine.grammar.grammar import GrammarMatcher
+from tokenbus.engine.speculation.planner import DraftPlanner
 from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, SamplingParams
 from tokenbus.engine.weights import model_store
 
@@ -148,6 +152,66 @@ def test_constrained_answers_are_those_of_the_run_without_drafts(
     assert speculation.num_wrong_drafts > 3
     if settings:
         assert llm.stats().preemptions_total
+    llm.close()
+
+
+def test_no_step_waits_for_masks_of_drafts_that_do_not_come(
+    tiny: TinyModel, recorded: tuple[list[Request], Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their rows draw the one token whose mask is there, and say the same."""
+    requests, wanted = recorded
+    llm = made(tiny)
+    speculation = speculate(llm, texts_of(requests, wanted))
+    preparer = llm.engine._constrained._ready_preparer()
+    begin, withheld = preparer.begin, list[Any]()
+
+    def begin_some(work: Any, tenant: str, priority: int) -> Any:
+        if getattr(work, "__name__", "") != "make":
+            return begin(work, tenant, priority)
+        withheld.append(work)
+        return Future[None]()
+
+    monkeypatch.setattr(preparer, "begin", begin_some)
+    found: list[Answers] = []
+    thread = Thread(target=lambda: found.append(run(llm, requests)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert found, "a step waits"
+    check_same(wanted, found[0])
+    assert speculation.num_drafted
+    assert withheld
+    llm.close()
+
+
+def test_the_engine_asks_no_grammar_for_masks_or_forced_tokens(
+    tiny: TinyModel, recorded: tuple[list[Request], Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Along drafts too, other threads do all that a grammar may make long."""
+    requests, wanted = recorded
+    llm = made(tiny, speculation="auto")
+    assert llm.engine._drafting is not None
+    planner = llm.engine._drafting.speculation
+    assert isinstance(planner, DraftPlanner)
+    for num_rows in (1, 512):
+        planner.costs.measured(num_rows, 10.0)
+    monkeypatch.setattr(planner, "measured", lambda *_: None)
+    threads: list[tuple[str, int]] = []
+
+    def noted(name: str) -> None:
+        work = getattr(GrammarMatcher, name)
+
+        def note(matcher: GrammarMatcher, *args: Any) -> Any:
+            threads.append((name, get_ident()))
+            return work(matcher, *args)
+
+        monkeypatch.setattr(GrammarMatcher, name, note)
+
+    for name in ("mask", "forced_tokens", "allows"):
+        noted(name)
+    check_same(wanted, run(llm, requests))
+    assert dict(llm.stats().drafts_total)["grammar"].accepted
+    assert {name for name, _ in threads} == {"mask", "forced_tokens", "allows"}
+    assert get_ident() not in {ident for _, ident in threads}
     llm.close()
 
 

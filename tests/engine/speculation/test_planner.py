@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import count, cycle, islice
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from tokenbus.engine.speculation.drafter import DraftView
 from tokenbus.engine.speculation.planner import MAX_DRAFT, DraftPlanner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
 PHRASE = list(range(100, 120))
 
@@ -244,3 +246,20 @@ def test_nobody_is_asked_where_a_plan_would_take_half_a_step() -> None:
     made = planner()
     assert made.pays(100)
     assert not made.pays(200)
+
+
+def test_draft_inside_a_grammar_that_is_late_is_given_up() -> None:
+    """Nothing waits for it, and the sequence is not asked for another for a number of steps."""
+    text, begun = Text(1, [*PHRASE, 7, *PHRASE[:12]]), list[Callable[[], None]]()
+    walk = Walk([set(PHRASE)] * MAX_DRAFT)
+    view = replace(constrained(text, lambda: walk), beside=begun.append)
+    made = planner()
+    for _ in range(20):
+        assert made.pays(1)
+        assert made.plan([view]) == {}
+    [work] = begun
+    work()
+    assert made.plan([view]) == {}
+    assert walk.at == 0
+    view = replace(constrained(Text(2, text.ids), lambda: walk), beside=lambda work: work())
+    assert made.plan([view])

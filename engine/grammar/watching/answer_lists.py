@@ -12,9 +12,9 @@ from tokenbus.engine.grammar.watching.item_watch import ItemWatch
 from tokenbus.engine.grammar.watching.list_places import ListPlaces
 
 if TYPE_CHECKING:
-    from tokenbus.engine.grammar.watched_answer import WatchedAnswer
     from tokenbus.engine.grammar.watching.item_watch import ItemTable
     from tokenbus.engine.grammar.watching.list_places import Place
+    from tokenbus.engine.grammar.watching.watched_answer import WatchedAnswer
 
 
 class AnswerLists:
