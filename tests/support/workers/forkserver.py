@@ -169,8 +169,11 @@ def _children(parent: int, module: str) -> list[int]:
         tasks = Path(f"/proc/{parent}/task").iterdir()
         for pid in " ".join((task / "children").read_text() for task in tasks).split():
             with contextlib.suppress(OSError):
-                told = [Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "comm")]
-                if module.encode() in b"".join(told):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                # One that was forked has the words of the tests' command, any of theirs among them.
+                named = [word for word in words if word.startswith(b"tokenbus.")]
+                named.append(Path(f"/proc/{pid}/comm").read_bytes())
+                if any(module.encode() in name for name in named):
                     found.append(int(pid))
     return found
 
