@@ -27,7 +27,6 @@ import subprocess
 import sys
 import time
 import timeit
-from array import array
 from collections import Counter, defaultdict
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -35,10 +34,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 import psutil
 
 from tokenbus.worker.publishing.job_log import JobLog
+from tokenbus.worker.token_moments import NO_MOMENTS
 from tokenbus.worker.tracing.span_link import GATHER_S
 
 if TYPE_CHECKING:
@@ -73,25 +72,17 @@ _TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def _places() -> list[tuple[Any, str]]:
-    """Return all that counts or tells while jobs run, as class or module and name."""
+    """Return all that notes, counts or tells while jobs run, as class and name."""
     from tokenbus.producer.telemetry.histogram import Histogram
     from tokenbus.worker.held.job_traces import JobTraces
     from tokenbus.worker.held.token_times import TokenTimes
-    from tokenbus.worker.jobs import finish_log
     from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.pool.recent_times import RecentTimes
-    from tokenbus.worker.publishing import progress
     from tokenbus.worker.tracing.span_link import SpanLink
 
     return [
-        *((Histogram, name) for name in ("add", "add_sorted", "merge")),
-        *((Metrics, name) for name in ("stepped", "streamed", "published")),
+        *((Metrics, name) for name in ("stepped", "published", "left", "count")),
         *((TokenTimes, name) for name in ("begin", "stepped", "end")),
-        (finish_log, "_count"),
-        # The gaps of a job, sorted: for the histogram and for the line `job.finished`.
-        (finish_log, "_gaps_s"),
-        (progress, "_count_lags"),
-        (RecentTimes, "look"),
+        (Histogram, "add"),
         (JobTraces, "left"),
         (SpanLink, "_send"),
     ]
@@ -111,18 +102,17 @@ def _replaced(make: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> 
 
 
 def _nothing(_: str, does: Callable[..., Any]) -> Callable[..., Any]:
-    if does.__name__ == "_gaps_s":
-        return lambda _: np.empty(0, np.float32)
-    moments = array("d")
-    return lambda *_, **__: moments if does.__name__ == "end" else {}
+    found = NO_MOMENTS if does.__name__ == "end" else None
+    return lambda *_, **__: found
 
 
 class _Stopwatch:
     """Times the calls of the places, outer ones alone, without what timing them takes.
 
-    That is told by two looks at the clock in a row before each, where it happens: a first look
-    there takes longer than one of many. The clock is the machine's, which costs least to read; a
-    call that had to wait for a processor meanwhile counts as the others of its kind.
+    That is told by a call in the same way that does nothing, right before each, where it happens: a
+    first look at the clock takes longer there than one of many. What a call that does nothing takes
+    by itself is added again. The clock is the machine's, which costs least to read; a call that had
+    to wait for a processor meanwhile counts as the others of its kind.
     """
 
     def __init__(self) -> None:
@@ -130,6 +120,7 @@ class _Stopwatch:
         self._num_calls: Counter[tuple[str, str]] = Counter()
         self._earlier: dict[tuple[str, str], list[int]] = {}
         self._is_running = False
+        self._call_ns = _ns(_idle, 10_000)
 
     def begin_load(self) -> None:
         """Forget how many calls there were; what some took is kept for a load that has none."""
@@ -142,8 +133,7 @@ class _Stopwatch:
         spent = {}
         for key, num in self._num_calls.items():
             calls = self._ns[key] or self._earlier.get(key, [])
-            # One comes once a second, however many tokens there are.
-            if calls and key[0] != "RecentTimes":
+            if calls:
                 spent[".".join(key)] = num * of(calls) / 1e3 / NUM_JOBS / NUM_TOKENS
         return spent
 
@@ -155,17 +145,24 @@ class _Stopwatch:
             if self._is_running:
                 return does(*args, **words)
             self._is_running = True
-            idle_from, began_at = look(), look()
+            idle_from = look()
+            _idle(*args, **words)
+            began_at = look()
             try:
                 return does(*args, **words)
             finally:
-                spent = look() - began_at
+                ended_at = look()
                 self._num_calls[key] += 1
-                if look() - idle_from < _WAITED_NS:
-                    self._ns[key].append(spent - (began_at - idle_from))
+                if ended_at - idle_from < _WAITED_NS:
+                    spent = ended_at - began_at - (began_at - idle_from)
+                    self._ns[key].append(spent + self._call_ns)
                 self._is_running = False
 
         return timed
+
+
+def _idle(*_: Any, **__: Any) -> None:
+    """Do nothing."""
 
 
 async def _take_results(url: str) -> None:
@@ -207,6 +204,8 @@ async def _load(worker: Any, client: asyncio.subprocess.Process, way: str) -> fl
         await asyncio.sleep(0.001)
     # Traced jobs go to the process that makes their spans.
     await asyncio.sleep(2 * GATHER_S)
+    # What is noted is counted, as it is once a second: by the end of a load at the latest.
+    worker.metrics.count()
     return 1e6 * (time.process_time() - cpu_at) / (NUM_JOBS * NUM_TOKENS)
 
 
@@ -351,7 +350,9 @@ def _asked_ms() -> tuple[float, float]:
     from prometheus_client import CollectorRegistry, generate_latest
     from workers.parts import a_member, an_engine
 
+    from tokenbus.engine.chat.usage import Usage
     from tokenbus.engine.types import EngineStats
+    from tokenbus.producer.contract.events import Finish
     from tokenbus.worker.life import WorkerLife
     from tokenbus.worker.pool.recent_times import RecentTimes
     from tokenbus.worker.settings import WorkerSettings
@@ -363,8 +364,7 @@ def _asked_ms() -> tuple[float, float]:
     link.stats = EngineStats(100, 50, 10, 3, 2)
     for priority in range(3):
         for tenant in range(20):
-            tokens = {"prompt": 1, "cached": 1, "generated": 1}
-            member.metrics.left(priority, f"t{tenant}", "finished", **tokens)
+            member.metrics.left(priority, f"t{tenant}", "finished", Finish("stop", Usage(1, 1, 1)))
         for bucket in range(10):
             for each in (member.metrics.queue_time, member.metrics.itl, member.metrics.e2e):
                 each[priority].add_counts({bucket: 5}, 1.0)
