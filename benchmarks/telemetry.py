@@ -65,6 +65,9 @@ server.serve_forever()
 """
 # None of what is timed takes a tenth of it.
 _WAITED_NS = 1_000_000
+# What is done seldom and for much at once: of the thread's own time, whose clock is dear to read,
+# so that nothing has to be left out.
+_LONG = (("Metrics", "count"), ("SpanLink", "_send"))
 _TRACING = ("JobTraces", "SpanLink")
 # The process that sends spans does so when it has many, or every five seconds.
 _SENT_S = 6.0
@@ -111,8 +114,9 @@ class _Stopwatch:
 
     That is told by a call in the same way that does nothing, right before each, where it happens: a
     first look at the clock takes longer there than one of many. What a call that does nothing takes
-    by itself is added again. The clock is the machine's, which costs least to read; a call that had
-    to wait for a processor meanwhile counts as the others of its kind.
+    by itself is added again. The clock is the machine's, which costs least to read, but for what is
+    done for much at once; a call that had to wait for a processor meanwhile counts as the others of
+    its kind.
     """
 
     def __init__(self) -> None:
@@ -139,7 +143,8 @@ class _Stopwatch:
 
     def made(self, owner: str, does: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that does the same and is timed."""
-        key, look = (owner, does.__name__), time.perf_counter_ns
+        key = owner, does.__name__
+        look = time.thread_time_ns if key in _LONG else time.perf_counter_ns
 
         def timed(*args: Any, **words: Any) -> Any:
             if self._is_running:
@@ -159,6 +164,40 @@ class _Stopwatch:
                 self._is_running = False
 
         return timed
+
+
+class _CallCounter:
+    """Counts the calls of one load, those of Python and of C: no other work changes them."""
+
+    def __init__(self) -> None:
+        self._is_inside = False
+        self.num_all = self.num_inside = 0
+
+    def made(self, _: str, does: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and whose calls are those of a place."""
+
+        def counted(*args: Any, **words: Any) -> Any:
+            was_inside, self._is_inside = self._is_inside, True
+            try:
+                return does(*args, **words)
+            finally:
+                self._is_inside = was_inside
+
+        return counted
+
+    async def count(self, worker: Any, client: asyncio.subprocess.Process, way: str) -> None:
+        """Run a load and count."""
+        with _replaced(self.made):
+            sys.setprofile(self._see)
+            try:
+                await _load(worker, client, way)
+            finally:
+                sys.setprofile(None)
+
+    def _see(self, _frame: object, event: str, _called: object) -> None:
+        if event in {"call", "c_call"}:
+            self.num_all += 1
+            self.num_inside += self._is_inside
 
 
 def _idle(*_: Any, **__: Any) -> None:
@@ -213,13 +252,16 @@ async def _load(worker: Any, client: asyncio.subprocess.Process, way: str) -> fl
 class _Found:
     """Processor time a token, in us, round by round: of whole loads by their way, and of places.
 
-    Beside it how many entries a token had, and what the span process took, in us a traced job.
+    Beside it how many entries and calls on logs a token had, the calls in places and all of a load,
+    and what the span process took, in us a traced job.
     """
 
     ways: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     sums: list[dict[str, float]] = field(default_factory=list)
     medians: list[dict[str, float]] = field(default_factory=list)
     entries: list[float] = field(default_factory=list)
+    log_calls: list[float] = field(default_factory=list)
+    calls: list[tuple[int, int]] = field(default_factory=list)
     job_us: float = 0.0
 
     def of(self, places: list[dict[str, float]], kind: str) -> list[float]:
@@ -257,18 +299,23 @@ async def _rounds(number: int, ways: Sequence[str], last: str, endpoint: str | N
                 for way in (*ways[turn:], *ways[:turn]):
                     with _replaced(_nothing) if way == "nothing" else nullcontext():
                         found.ways[way].append(await _load(worker, client, way))
-                entries = worker.metrics.log_entries
+                entries, log_calls = worker.metrics.log_entries, worker.metrics.log_calls
                 watch.begin_load()
                 with _replaced(watch.made):
                     await _load(worker, client, last)
                 entries = worker.metrics.log_entries - entries
+                log_calls = worker.metrics.log_calls - log_calls
+                found.log_calls.append(log_calls / NUM_JOBS / NUM_TOKENS)
                 found.entries.append(entries / NUM_JOBS / NUM_TOKENS)
                 found.sums.append(watch.us_a_token(statistics.mean))
                 found.medians.append(watch.us_a_token(statistics.median))
+            counter = _CallCounter()
+            await counter.count(worker, client, last)
+            found.calls.append((counter.num_inside, counter.num_all))
             if sender is not None:
                 await asyncio.sleep(_SENT_S)
             # The loads of the last way, and those that are timed where it happens.
-            num_traced = (1 + (last in ways)) * number * NUM_JOBS
+            num_traced = ((1 + (last in ways)) * number + 1) * NUM_JOBS
             found.job_us = 1e6 * (_cpu_s(sender) - began_s) / num_traced
     finally:
         server.close()
@@ -322,6 +369,18 @@ def _waiting_us(entries: float) -> float:
     empty = _ns(loop, 2000)
     an_entry, a_token = _ns(packed, 2000) - 2 * empty, _ns(read, 2000) - empty
     return (entries * an_entry + (1 - entries) * a_token) / BATCH / 1e3
+
+
+def _calls_us(log_calls: float) -> float:
+    """Return what it costs a token that calls on logs are noted, so many a token, in us."""
+    sinces: list[float] = []
+
+    def note() -> None:
+        noted: list[tuple[list[float], float, float]] = []
+        for _ in range(BATCH):
+            noted.append((sinces, 1.5, 2.5))  # noqa: PERF401 - as it is done call by call
+
+    return log_calls * _ns(note, 2000) / BATCH / 1e3
 
 
 def _step_us() -> float:
@@ -392,6 +451,7 @@ def _tell(found: _Found, kinds: Sequence[str], *, each: bool) -> None:
     scrape_ms, look_ms = _asked_ms()
     beside = {
         f"waiting logs, {entries:.2f} entries a token": _waiting_us(entries),
+        "notes of calls on logs": _calls_us(statistics.median(found.log_calls)),
         "a step's time and totals": _step_us(),
         "a look at recent times a second": base * look_ms / 1e3,
         f"a scrape every {SCRAPE_EVERY_S} s": base * scrape_ms / 1e3 / SCRAPE_EVERY_S,
@@ -413,6 +473,13 @@ def _tell(found: _Found, kinds: Sequence[str], *, each: bool) -> None:
         more = [value - other for value, other in zip(values, found.ways["nothing"], strict=True)]
         share = statistics.median(more) / base
         print(f"{way:36} {_quartiles(values)} a token; more {_quartiles(more)}, {share:+.1%}")
+    inside, every = (sum(column) for column in zip(*found.calls, strict=True))
+    tokens = NUM_JOBS * NUM_TOKENS * len(found.calls)
+    print(
+        f"calls, of Python and C                {inside / tokens:6.3f} a token,"
+        f" {inside / tokens * NUM_TOKENS:.0f} a job, of {every / tokens:.1f} a token,"
+        f" {inside / every:.2%} of all"
+    )
     print(f"a scrape                             {scrape_ms:6.2f} ms of CPU")
     if "traces" in kinds:
         print(f"a traced job, in the process beside  {found.job_us:6.0f} us of CPU")

@@ -160,18 +160,20 @@ class Metrics:
         lag_sum_s = waits_s = 0.0
         for sinces, started_at, ended_at in calls:
             num = len(sinces)
-            # As a rule all came with one step.
+            # As a rule all came with one step, or at least within one bucket.
             if num and sinces.count(since := sinces[0]) == num:
                 lag_s = ended_at - since
                 counts[bucket_of(lag_s)] += num
                 lag_sum_s += num * lag_s
                 waits_s += num * (started_at - since)
-                continue
-            for since in sinces:
-                lag_s = ended_at - since
-                counts[bucket_of(lag_s)] += 1
-                lag_sum_s += lag_s
-                waits_s += started_at - since
+            elif num:
+                sum_s = sum(sinces)
+                lag_sum_s += num * ended_at - sum_s
+                waits_s += num * started_at - sum_s
+                least, most = bucket_of(ended_at - max(sinces)), bucket_of(ended_at - min(sinces))
+                alike = {sinces[0]: num} if least == most else Counter(sinces)
+                for since, num_alike in alike.items():
+                    counts[bucket_of(ended_at - since)] += num_alike
         self.log_calls += len(calls)
         self.log_entries += sum([len(sinces) for sinces, _, _ in calls])
         self.publish_wait_s += waits_s

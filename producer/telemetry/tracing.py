@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 _SAMPLED = 1
-_ODD_DIGITS = "13579bdf"
+_ODD_DIGITS = tuple("13579bdf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def is_worth_telling(traceparent: str | None) -> bool:
 
     `TraceContext.parse` reads the rest.
     """
-    return bool(traceparent) and traceparent[-1] in _ODD_DIGITS
+    return traceparent is not None and traceparent.endswith(_ODD_DIGITS)
 
 
 def _sampled(traceparent: str | None) -> re.Match[str] | None:
