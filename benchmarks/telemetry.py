@@ -27,7 +27,6 @@ import subprocess
 import sys
 import time
 import timeit
-from array import array
 from collections import Counter, defaultdict
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -35,10 +34,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 import psutil
 
 from tokenbus.worker.publishing.job_log import JobLog
+from tokenbus.worker.token_moments import NO_MOMENTS
 from tokenbus.worker.tracing.span_link import GATHER_S
 
 if TYPE_CHECKING:
@@ -66,6 +65,9 @@ server.serve_forever()
 """
 # None of what is timed takes a tenth of it.
 _WAITED_NS = 1_000_000
+# What is done seldom and for much at once: of the thread's own time, whose clock is dear to read,
+# so that nothing has to be left out.
+_LONG = (("Metrics", "count"), ("SpanLink", "_send"))
 _TRACING = ("JobTraces", "SpanLink")
 # The process that sends spans does so when it has many, or every five seconds.
 _SENT_S = 6.0
@@ -73,25 +75,17 @@ _TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 def _places() -> list[tuple[Any, str]]:
-    """Return all that counts or tells while jobs run, as class or module and name."""
+    """Return all that notes, counts or tells while jobs run, as class and name."""
     from tokenbus.producer.telemetry.histogram import Histogram
     from tokenbus.worker.held.job_traces import JobTraces
     from tokenbus.worker.held.token_times import TokenTimes
-    from tokenbus.worker.jobs import finish_log
     from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.pool.recent_times import RecentTimes
-    from tokenbus.worker.publishing import progress
     from tokenbus.worker.tracing.span_link import SpanLink
 
     return [
-        *((Histogram, name) for name in ("add", "add_sorted", "merge")),
-        *((Metrics, name) for name in ("stepped", "streamed", "published")),
+        *((Metrics, name) for name in ("stepped", "published", "left", "count")),
         *((TokenTimes, name) for name in ("begin", "stepped", "end")),
-        (finish_log, "_count"),
-        # The gaps of a job, sorted: for the histogram and for the line `job.finished`.
-        (finish_log, "_gaps_s"),
-        (progress, "_count_lags"),
-        (RecentTimes, "look"),
+        (Histogram, "add"),
         (JobTraces, "left"),
         (SpanLink, "_send"),
     ]
@@ -111,18 +105,18 @@ def _replaced(make: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> 
 
 
 def _nothing(_: str, does: Callable[..., Any]) -> Callable[..., Any]:
-    if does.__name__ == "_gaps_s":
-        return lambda _: np.empty(0, np.float32)
-    moments = array("d")
-    return lambda *_, **__: moments if does.__name__ == "end" else {}
+    found = NO_MOMENTS if does.__name__ == "end" else None
+    return lambda *_, **__: found
 
 
 class _Stopwatch:
     """Times the calls of the places, outer ones alone, without what timing them takes.
 
-    That is told by two looks at the clock in a row before each, where it happens: a first look
-    there takes longer than one of many. The clock is the machine's, which costs least to read; a
-    call that had to wait for a processor meanwhile counts as the others of its kind.
+    That is told by a call in the same way that does nothing, right before each, where it happens: a
+    first look at the clock takes longer there than one of many. What a call that does nothing takes
+    by itself is added again. The clock is the machine's, which costs least to read, but for what is
+    done for much at once; a call that had to wait for a processor meanwhile counts as the others of
+    its kind.
     """
 
     def __init__(self) -> None:
@@ -130,6 +124,7 @@ class _Stopwatch:
         self._num_calls: Counter[tuple[str, str]] = Counter()
         self._earlier: dict[tuple[str, str], list[int]] = {}
         self._is_running = False
+        self._call_ns = _ns(_idle, 10_000)
 
     def begin_load(self) -> None:
         """Forget how many calls there were; what some took is kept for a load that has none."""
@@ -142,30 +137,71 @@ class _Stopwatch:
         spent = {}
         for key, num in self._num_calls.items():
             calls = self._ns[key] or self._earlier.get(key, [])
-            # One comes once a second, however many tokens there are.
-            if calls and key[0] != "RecentTimes":
+            if calls:
                 spent[".".join(key)] = num * of(calls) / 1e3 / NUM_JOBS / NUM_TOKENS
         return spent
 
     def made(self, owner: str, does: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function that does the same and is timed."""
-        key, look = (owner, does.__name__), time.perf_counter_ns
+        key = owner, does.__name__
+        look = time.thread_time_ns if key in _LONG else time.perf_counter_ns
 
         def timed(*args: Any, **words: Any) -> Any:
             if self._is_running:
                 return does(*args, **words)
             self._is_running = True
-            idle_from, began_at = look(), look()
+            idle_from = look()
+            _idle(*args, **words)
+            began_at = look()
             try:
                 return does(*args, **words)
             finally:
-                spent = look() - began_at
+                ended_at = look()
                 self._num_calls[key] += 1
-                if look() - idle_from < _WAITED_NS:
-                    self._ns[key].append(spent - (began_at - idle_from))
+                if ended_at - idle_from < _WAITED_NS:
+                    spent = ended_at - began_at - (began_at - idle_from)
+                    self._ns[key].append(spent + self._call_ns)
                 self._is_running = False
 
         return timed
+
+
+class _CallCounter:
+    """Counts the calls of one load, those of Python and of C: no other work changes them."""
+
+    def __init__(self) -> None:
+        self._is_inside = False
+        self.num_all = self.num_inside = 0
+
+    def made(self, _: str, does: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and whose calls are those of a place."""
+
+        def counted(*args: Any, **words: Any) -> Any:
+            was_inside, self._is_inside = self._is_inside, True
+            try:
+                return does(*args, **words)
+            finally:
+                self._is_inside = was_inside
+
+        return counted
+
+    async def count(self, worker: Any, client: asyncio.subprocess.Process, way: str) -> None:
+        """Run a load and count."""
+        with _replaced(self.made):
+            sys.setprofile(self._see)
+            try:
+                await _load(worker, client, way)
+            finally:
+                sys.setprofile(None)
+
+    def _see(self, _frame: object, event: str, _called: object) -> None:
+        if event in {"call", "c_call"}:
+            self.num_all += 1
+            self.num_inside += self._is_inside
+
+
+def _idle(*_: Any, **__: Any) -> None:
+    """Do nothing."""
 
 
 async def _take_results(url: str) -> None:
@@ -207,6 +243,8 @@ async def _load(worker: Any, client: asyncio.subprocess.Process, way: str) -> fl
         await asyncio.sleep(0.001)
     # Traced jobs go to the process that makes their spans.
     await asyncio.sleep(2 * GATHER_S)
+    # What is noted is counted, as it is once a second: by the end of a load at the latest.
+    worker.metrics.count()
     return 1e6 * (time.process_time() - cpu_at) / (NUM_JOBS * NUM_TOKENS)
 
 
@@ -214,13 +252,16 @@ async def _load(worker: Any, client: asyncio.subprocess.Process, way: str) -> fl
 class _Found:
     """Processor time a token, in us, round by round: of whole loads by their way, and of places.
 
-    Beside it how many entries a token had, and what the span process took, in us a traced job.
+    Beside it how many entries and calls on logs a token had, the calls in places and all of a load,
+    and what the span process took, in us a traced job.
     """
 
     ways: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     sums: list[dict[str, float]] = field(default_factory=list)
     medians: list[dict[str, float]] = field(default_factory=list)
     entries: list[float] = field(default_factory=list)
+    log_calls: list[float] = field(default_factory=list)
+    calls: list[tuple[int, int]] = field(default_factory=list)
     job_us: float = 0.0
 
     def of(self, places: list[dict[str, float]], kind: str) -> list[float]:
@@ -258,18 +299,23 @@ async def _rounds(number: int, ways: Sequence[str], last: str, endpoint: str | N
                 for way in (*ways[turn:], *ways[:turn]):
                     with _replaced(_nothing) if way == "nothing" else nullcontext():
                         found.ways[way].append(await _load(worker, client, way))
-                entries = worker.metrics.log_entries
+                entries, log_calls = worker.metrics.log_entries, worker.metrics.log_calls
                 watch.begin_load()
                 with _replaced(watch.made):
                     await _load(worker, client, last)
                 entries = worker.metrics.log_entries - entries
+                log_calls = worker.metrics.log_calls - log_calls
+                found.log_calls.append(log_calls / NUM_JOBS / NUM_TOKENS)
                 found.entries.append(entries / NUM_JOBS / NUM_TOKENS)
                 found.sums.append(watch.us_a_token(statistics.mean))
                 found.medians.append(watch.us_a_token(statistics.median))
+            counter = _CallCounter()
+            await counter.count(worker, client, last)
+            found.calls.append((counter.num_inside, counter.num_all))
             if sender is not None:
                 await asyncio.sleep(_SENT_S)
             # The loads of the last way, and those that are timed where it happens.
-            num_traced = (1 + (last in ways)) * number * NUM_JOBS
+            num_traced = ((1 + (last in ways)) * number + 1) * NUM_JOBS
             found.job_us = 1e6 * (_cpu_s(sender) - began_s) / num_traced
     finally:
         server.close()
@@ -325,6 +371,18 @@ def _waiting_us(entries: float) -> float:
     return (entries * an_entry + (1 - entries) * a_token) / BATCH / 1e3
 
 
+def _calls_us(log_calls: float) -> float:
+    """Return what it costs a token that calls on logs are noted, so many a token, in us."""
+    sinces: list[float] = []
+
+    def note() -> None:
+        noted: list[tuple[list[float], float, float]] = []
+        for _ in range(BATCH):
+            noted.append((sinces, 1.5, 2.5))  # noqa: PERF401 - as it is done call by call
+
+    return log_calls * _ns(note, 2000) / BATCH / 1e3
+
+
 def _step_us() -> float:
     """Return what a step's time and totals cost a token in both processes, in us."""
     told = [*range(10**6, 10**6 + STEP_TOTALS), 0.01]
@@ -351,7 +409,9 @@ def _asked_ms() -> tuple[float, float]:
     from prometheus_client import CollectorRegistry, generate_latest
     from workers.parts import a_member, an_engine
 
+    from tokenbus.engine.chat.usage import Usage
     from tokenbus.engine.types import EngineStats
+    from tokenbus.producer.contract.events import Finish
     from tokenbus.worker.life import WorkerLife
     from tokenbus.worker.pool.recent_times import RecentTimes
     from tokenbus.worker.settings import WorkerSettings
@@ -363,8 +423,7 @@ def _asked_ms() -> tuple[float, float]:
     link.stats = EngineStats(100, 50, 10, 3, 2)
     for priority in range(3):
         for tenant in range(20):
-            tokens = {"prompt": 1, "cached": 1, "generated": 1}
-            member.metrics.left(priority, f"t{tenant}", "finished", **tokens)
+            member.metrics.left(priority, f"t{tenant}", "finished", Finish("stop", Usage(1, 1, 1)))
         for bucket in range(10):
             for each in (member.metrics.queue_time, member.metrics.itl, member.metrics.e2e):
                 each[priority].add_counts({bucket: 5}, 1.0)
@@ -392,6 +451,7 @@ def _tell(found: _Found, kinds: Sequence[str], *, each: bool) -> None:
     scrape_ms, look_ms = _asked_ms()
     beside = {
         f"waiting logs, {entries:.2f} entries a token": _waiting_us(entries),
+        "notes of calls on logs": _calls_us(statistics.median(found.log_calls)),
         "a step's time and totals": _step_us(),
         "a look at recent times a second": base * look_ms / 1e3,
         f"a scrape every {SCRAPE_EVERY_S} s": base * scrape_ms / 1e3 / SCRAPE_EVERY_S,
@@ -413,6 +473,13 @@ def _tell(found: _Found, kinds: Sequence[str], *, each: bool) -> None:
         more = [value - other for value, other in zip(values, found.ways["nothing"], strict=True)]
         share = statistics.median(more) / base
         print(f"{way:36} {_quartiles(values)} a token; more {_quartiles(more)}, {share:+.1%}")
+    inside, every = (sum(column) for column in zip(*found.calls, strict=True))
+    tokens = NUM_JOBS * NUM_TOKENS * len(found.calls)
+    print(
+        f"calls, of Python and C                {inside / tokens:6.3f} a token,"
+        f" {inside / tokens * NUM_TOKENS:.0f} a job, of {every / tokens:.1f} a token,"
+        f" {inside / every:.2%} of all"
+    )
     print(f"a scrape                             {scrape_ms:6.2f} ms of CPU")
     if "traces" in kinds:
         print(f"a traced job, in the process beside  {found.job_us:6.0f} us of CPU")

@@ -132,6 +132,12 @@ def get_logger(**bound: Any) -> Logger:
     return logger
 
 
+def is_written(log: Logger, level: int) -> bool:
+    """Tell whether lines of a level are written; a logger that cannot tell may write all."""
+    tells = getattr(type(log), "is_enabled_for", None)
+    return tells is None or bool(tells(log, level))
+
+
 def bind(**fields: Any) -> None:
     """Add fields to every event of this task and of those it starts."""
     structlog.contextvars.bind_contextvars(**fields)

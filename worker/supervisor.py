@@ -83,14 +83,14 @@ class Worker:
         self.settings = settings
         self.name = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}"
         tenants = TenantLabels(settings.metrics_tenants, settings.metrics_tenant_names)
-        self.metrics = Metrics(tenants=tenants)
+        self._metrics = Metrics(tenants=tenants)
         self._url = redis_url or settings.redis_url
         self._log = logs.get_logger()
         self._held_jobs = HeldJobs()
         self._engine = CurrentEngine(settings.engine_stall_s)
         self._life = WorkerLife(tell_phase)
         self._engine_supervisor = EngineSupervisor(
-            settings, self._engine, self.metrics, self._life.starts
+            settings, self._engine, self._metrics, self._life.starts
         )
         self._exporter: Exporter | None = None
         self._span_link = _span_link(settings, self.name)
@@ -98,6 +98,12 @@ class Worker:
         self._main: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
         self._stop = StopRequest()
+
+    @property
+    def metrics(self) -> Metrics:
+        """Return what it has counted, as of now."""
+        self._metrics.count()
+        return self._metrics
 
     @property
     def stats(self) -> EngineStats | None:
@@ -258,7 +264,7 @@ class Worker:
             server,
             worker=self.name,
             held_jobs=self._held_jobs,
-            metrics=self.metrics,
+            metrics=self._metrics,
             traces=JobTraces((self._span_link or JobSpans(self.settings.pool, self.name)).tell),
         )
         parts = await assemble(

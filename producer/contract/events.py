@@ -86,6 +86,13 @@ class Finish:
         has_calls = reason == "stop" and any(call.choice == choice for call in self.tool_calls)
         return TOOL_CALLS if has_calls else reason
 
+    @property
+    def finish_reasons(self) -> Sequence[str]:
+        """Return of each choice what `finish_reason_of` does."""
+        if not self.tool_calls:
+            return self.choices
+        return [self.finish_reason_of(choice) for choice in range(len(self.choices))]
+
     def stop_reason_of(self, choice: int) -> int | str | None:
         """Return the stop string or stop id that ended a choice, if one did."""
         return self.stop_reasons[choice] if choice < len(self.stop_reasons) else None
@@ -112,9 +119,7 @@ class Finish:
             wire["stop_reasons"] = list(self.stop_reasons)
         if self.chat is not None:
             wire["usage"]["reasoning_tokens"] = usage.reasoning_tokens
-            wire["finish_reasons"] = [
-                self.finish_reason_of(choice) for choice in range(len(self.choices))
-            ]
+            wire["finish_reasons"] = list(self.finish_reasons)
             wire["chat"] = asdict(self.chat)
         if self.sampling:
             wire["sampling"] = dict(self.sampling)

@@ -43,20 +43,6 @@ class Histogram:
             self.counts[bucket] += end - first
             first = end
 
-    def add_up_to_bounds(self, ends: Sequence[int], sum_s: float) -> None:
-        """Count durations that were sorted elsewhere: `ends[i]` of them are up to bound i.
-
-        The last of `ends` is how many there are.
-        """
-        self.sum_s += sum_s
-        first = 0
-        for bucket, end in enumerate(ends):
-            if end > first:
-                self.counts[bucket] += end - first
-                if end == ends[-1]:
-                    break
-                first = end
-
     @property
     def count(self) -> int:
         """Return how many durations were counted."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from tokenbus.engine.types import DraftCount
 from tokenbus.producer.scripts.timeline import lived_text
 from tokenbus.worker.errors import WorkerError
 from tokenbus.worker.held.job_book import JobBook
+from tokenbus.worker.token_moments import NO_MOMENTS, TokenMoments
 
 if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Failure, Finish
@@ -55,8 +55,7 @@ class Timings:
 
     `submitted_at` is reckoned from the age that the server told with the pull, `published_at` is
     when the log had the first token that this worker computed, `parse_s` what reading its messages
-    took. `tokens_at` are the moments of its tokens, once for each row of a step, known once it has
-    stopped running.
+    took. `tokens_at` are the moments of its tokens, known once it has stopped running.
     """
 
     submitted_at: float = 0.0
@@ -66,12 +65,7 @@ class Timings:
     first_token_at: float | None = None
     published_at: float | None = None
     parse_s: float = 0.0
-    tokens_at: array[float] = field(default_factory=lambda: array("d"))
-
-    @property
-    def last_token_at(self) -> float | None:
-        """Return when the last token came, of a job that has stopped running."""
-        return self.tokens_at[-1] if self.tokens_at else None
+    tokens_at: TokenMoments = NO_MOMENTS
 
     @property
     def lived(self) -> str:

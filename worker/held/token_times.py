@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
+
+from tokenbus.worker.token_moments import NO_MOMENTS, TokenMoments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,37 +21,48 @@ J = TypeVar("J")
 _MAX_SPARE = 1024
 
 
-@dataclass(slots=True)
-class _Attendance:
-    """The steps in which one job had tokens.
+class TokenTimes(Generic[J]):
+    """The moments of steps that brought tokens, and which of the jobs of kind `J` had some then.
 
-    `borders` are numbers of steps in ascending order: with tokens from the first to before the
-    second, without them to before the third, and so on. `num_more` counts rows of the job beyond
-    one in a step: those of its other choices.
+    Steps have numbers. `borders` of a job are numbers in ascending order: with tokens from the
+    first to before the second, without them to before the third, and so on.
     """
 
-    borders: list[int] = field(default_factory=list)
-    num_more: int = 0
-
-
-class TokenTimes(Generic[J]):
-    """The moments of steps that brought tokens, and which of the jobs of kind `J` had some then."""
+    __slots__ = (
+        "_absent",
+        "_begun",
+        "_borders",
+        "_first",
+        "_moments",
+        "_newest",
+        "_num_more",
+        "_num_usual",
+    )
 
     def __init__(self) -> None:
+        # Never cut, but begun anew: jobs that have ended have parts of it.
         self._moments = array("d")
+        # Those behind these, until somebody needs them: an array takes its time to grow.
+        self._newest: list[float] = []
         # The number of the step that `_moments` begins with.
         self._first = 0
-        # In the order in which they began.
-        self._attendances: dict[J, _Attendance] = {}
-        # Of those, the ones that the last step brought nothing for.
+        # By the number of their first step, in which order they began.
+        self._begun: dict[J, int] = {}
+        # The borders of those that have missed a step, but for the end of the last part.
+        self._borders: dict[J, list[int]] = {}
+        # Those that the last step brought nothing for.
         self._absent: set[J] = set()
-        self._with_choices: set[J] = set()
+        # Of those with several choices, how many rows beyond one in a step they had.
+        self._num_more: dict[J, int] = {}
+        # The rows of a step that has one for everybody; -1 where rows alone do not tell that.
+        self._num_usual = -1
 
     def begin(self, job: J, num_choices: int) -> None:
         """Let a job take part, from the step on that is noted next."""
-        self._attendances[job] = _Attendance([self._first + len(self._moments)])
+        self._begun[job] = self._next()
         if num_choices > 1:
-            self._with_choices.add(job)
+            self._num_more[job] = 0
+        self._changed()
 
     def stepped(
         self, now: float, jobs: Sequence[J | None], counts: Sequence[int], num_rows: int
@@ -60,58 +72,69 @@ class TokenTimes(Generic[J]):
         `num_rows` of them have tokens of jobs that take part. A job of one choice has one row at
         most, so that nobody is missing where there are as many rows as jobs.
         """
-        if not num_rows:
-            return
-        absent = self._absent
-        if (
-            num_rows + len(absent) != len(self._attendances)
-            or self._with_choices
-            or (absent and not absent.isdisjoint(jobs))
-        ):
-            self._note_rows(jobs, counts)
-        self._moments.append(now)
+        if num_rows != self._num_usual:
+            if not num_rows:
+                return
+            absent = self._absent
+            if (
+                num_rows + len(absent) != len(self._begun)
+                or self._num_more
+                or not absent.isdisjoint(jobs)
+            ):
+                self._note_rows(jobs, counts)
+        self._newest.append(now)
 
     def _note_rows(self, jobs: Sequence[J | None], counts: Sequence[int]) -> None:
         """Note which jobs have rows in a step, and how many."""
-        attendances, step = self._attendances, self._first + len(self._moments)
+        begun, step = self._begun, self._next()
         present = Counter(
             job
             for job, count in zip(jobs, counts, strict=True)
-            if count and job is not None and job in attendances
+            if count and job is not None and job in begun
         )
-        absent = attendances.keys() - present.keys()
+        absent = begun.keys() - present.keys()
         for job in absent ^ self._absent:
-            attendances[job].borders.append(step)
+            self._borders.setdefault(job, [begun[job]]).append(step)
         self._absent = absent
-        for job in self._with_choices & present.keys():
-            attendances[job].num_more += present[job] - 1
+        for job in self._num_more.keys() & present.keys():
+            self._num_more[job] += present[job] - 1
+        self._changed()
 
-    def end(self, job: J) -> array[float]:
-        """Let a job take part no more.
+    def end(self, job: J) -> TokenMoments:
+        """Let a job take part no more; return when it had tokens."""
+        began = self._begun.pop(job, None)
+        if began is None:
+            return NO_MOMENTS
+        first = self._first
+        moments, end = self._moments, self._next() - first
+        if self._num_usual >= 0 and not self._borders:
+            ended = TokenMoments(moments, (began - first, end))
+        else:
+            borders = [number - first for number in self._borders.pop(job, [began])]
+            if len(borders) % 2:
+                borders.append(end)
+            ended = TokenMoments(moments, borders, self._num_more.pop(job, 0))
+            self._absent.discard(job)
+        self._changed()
+        if not self._begun or end > _MAX_SPARE:
+            self._drop_spare()
+        return ended
 
-        Returns: when it had tokens, in ascending order, once for each row.
-        """
-        attendance = self._attendances.pop(job, None)
-        if attendance is None:
-            return array("d")
-        self._absent.discard(job)
-        self._with_choices.discard(job)
-        first, borders = self._first, attendance.borders
-        if len(borders) % 2:
-            borders.append(first + len(self._moments))
-        times = self._moments[borders[0] - first : borders[1] - first]
-        for start, end in zip(borders[2::2], borders[3::2], strict=True):
-            times += self._moments[start - first : end - first]
-        if attendance.num_more:
-            # Where in time the other rows lie makes no difference to the gaps, which are none.
-            times.extend(times[-1:] * attendance.num_more)
-        self._drop_spare()
-        return times
+    def _next(self) -> int:
+        """Return the number of the step that is noted next."""
+        if self._newest:
+            self._moments.fromlist(self._newest)
+            self._newest.clear()
+        return self._first + len(self._moments)
+
+    def _changed(self) -> None:
+        is_usual = self._begun and not self._absent and not self._num_more
+        self._num_usual = len(self._begun) if is_usual else -1
 
     def _drop_spare(self) -> None:
-        """Drop the moments before the oldest job's first."""
-        oldest = next(iter(self._attendances.values()), None)
-        num_spare = len(self._moments) if oldest is None else oldest.borders[0] - self._first
-        if oldest is None or num_spare > _MAX_SPARE:
-            del self._moments[:num_spare]
-            self._first += num_spare
+        """Begin anew with the oldest job's first moment."""
+        oldest = next(iter(self._begun.values()), self._next())
+        num_spare = oldest - self._first
+        if not self._begun or num_spare > _MAX_SPARE:
+            self._moments = self._moments[num_spare:]
+            self._first = oldest

@@ -46,7 +46,8 @@ class Completions:
         self._spawn = spawn
         self._waiting: deque[tuple[HeldJob, Completed]] = deque()
         self._is_calling = False
-        self._log = get_logger()
+        # Bound once: every line would bind a lazy one anew, whether it is written or not.
+        self._log = get_logger().bind()
 
     def add(self, job: HeldJob, finish: str) -> None:
         """Complete a committed job as its terminal entry says, unless it is leaving already."""
@@ -85,14 +86,15 @@ class Completions:
         finally:
             for job, _ in batch:
                 job.is_leaving = False
+        left = []
         for (job, completed), why in zip(batch, whys, strict=True):
             if why:
                 self._log.error("job.completion_failed", job_id=job.job_id, why=why)
                 self._spawn(self._add_later(job, completed.finish, self._session.generation))
             else:
                 self._held_jobs.drop(job)
-                outcome = log_finished(self._log, job, self._metrics)
-                self._traces.left(job, outcome)
+                left.append((job, log_finished(self._log, job, self._metrics)))
+        self._traces.left(left)
 
     async def _add_later(self, job: HeldJob, finish: str, generation: int) -> None:
         """Try a job again that failed alone, unless its chain has started anew meanwhile."""

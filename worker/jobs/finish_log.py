@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tokenbus.producer.contract.events import TOOL_CALLS
+from tokenbus.worker.logs import is_written
 
 if TYPE_CHECKING:
-    from array import array
-    from collections.abc import Sequence
-
+    import numpy as np
     from numpy.typing import NDArray
 
+    from tokenbus.producer.contract.events import Finish
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.logs import Logger
     from tokenbus.worker.metrics import Metrics
 
+_NOT_FINISHED = ("cancelled", "expired", "failed")
+
 
 def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
-    """Count an ended job, log it, and return its outcome: finished, failed, cancelled or expired.
+    """Note an ended job, log it, and return its outcome: finished, failed, cancelled or expired.
 
     The reason is `tool_calls` where a choice stopped with them.
     `queue_ms` is from the submit to this worker's pull by the server's clock, the other times are
     from the pull on by this worker's.
     """
-    finish = job.finish
+    finish, pulled = job.finish, job.pulled
     reason = finish.reason if finish is not None else "unknown"
-    ended = [] if finish is None else [*map(finish.finish_reason_of, range(len(finish.choices)))]
-    outcome = reason if reason in ("cancelled", "expired", "failed") else "finished"
-    _count(job, outcome, ended, metrics)
-    times = job.timings
-    gaps_s = _gaps_s(times.tokens_at)
-    if times.tokens_at:
-        sum_s = times.tokens_at[-1] - times.tokens_at[0]
-        metrics.streamed(job.pulled.priority, gaps_s, sum_s)
+    outcome = reason if reason in _NOT_FINISHED else "finished"
+    metrics.left(pulled.priority, pulled.tenant, outcome, finish, job.timings.tokens_at)
+    # What the line is made of costs more than the rest: a look at each token.
+    if is_written(log, logging.INFO):
+        _write(log, job, reason)
+    return outcome
+
+
+def _write(log: Logger, job: HeldJob, reason: str) -> None:
+    finish, times = job.finish, job.timings
+    gaps_s = times.tokens_at.sorted_gaps_s()
     error = finish.error if finish is not None else None
     log.info(
         "job.finished",
@@ -55,44 +59,14 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
         preemptions=job.num_preemptions,
         drafted_tokens=job.drafts.drafted,
         accepted_tokens=job.drafts.accepted,
-        finish_reason=TOOL_CALLS if reason == "stop" and TOOL_CALLS in ended else reason,
+        finish_reason=TOOL_CALLS if reason == "stop" and _has_calls(finish) else reason,
         error=error.code if error is not None else None,
         error_field=error.field if error is not None else None,
     )
-    return outcome
 
 
-def _count(job: HeldJob, outcome: str, ended: Sequence[str], metrics: Metrics) -> None:
-    """Count a job by its outcome and its tenant, with what it has used."""
-    match outcome:
-        case "cancelled":
-            metrics.jobs_cancelled += 1
-        case "expired":
-            metrics.jobs_expired += 1
-        case "failed":
-            metrics.jobs_failed += 1
-        case _:
-            metrics.jobs_finished += 1
-            for reason in ended:
-                metrics.choices[reason] += 1
-    tokens = {}
-    if job.finish is not None:
-        usage = job.finish.usage
-        tokens = {
-            "prompt": usage.prompt_tokens,
-            "cached": usage.cached_tokens,
-            "generated": usage.completion_tokens,
-        }
-    metrics.left(job.pulled.priority, job.pulled.tenant, outcome, **tokens)
-
-
-def _gaps_s(tokens_at: array[float]) -> NDArray[np.float32]:
-    """Return the gaps between moments, in ascending order."""
-    moments = np.frombuffer(tokens_at)
-    # One gap for each token: what sorts them in C takes a tenth of what Python's own does.
-    gaps_s = (moments[1:] - moments[:-1]).astype(np.float32)
-    gaps_s.sort()
-    return gaps_s
+def _has_calls(finish: Finish | None) -> bool:
+    return finish is not None and TOOL_CALLS in finish.finish_reasons
 
 
 def _since(start: float, end: float | None) -> float | None:

@@ -226,9 +226,8 @@ class Settlement:
         )
         self._held_jobs.drop(job)
         if status is not RequeueStatus.REFUSED:
-            self._metrics.jobs_requeued += 1
             self._metrics.left(job.pulled.priority, job.pulled.tenant, "requeued")
-            self._traces.left(job, "requeued")
+            self._traces.left([(job, "requeued")])
         if status is RequeueStatus.ENDING:
             # A cancel of a job in `ending` changes nothing and ends it now, not at the next tick.
             await self._session.call(lambda: self._completion.cancel(job.job_id))

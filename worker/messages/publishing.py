@@ -229,23 +229,18 @@ class Lost(msgspec.Struct, tag="lost", array_like=True):
 
 
 class Progress(msgspec.Struct, tag="progress", array_like=True):
-    """The publisher's work since its last progress; times in seconds, summed over entries.
+    """The publisher's work since its last progress; times and moments in seconds.
 
-    `freed_tokens` were logged or dropped and no longer count as backlog. `waits_s` runs from the
-    engine's delivery of an entry's first token to the call, `lags` counts entries by the time until
-    the log confirmed them, by the buckets of a `Histogram` that have any. `hold_s` is the
-    coalescing in force, `cpu_s` the CPU time of a publisher process, 0 for a publisher inside the
-    worker process. `firsts` and `ends` are jobs whose first token or end was published: priority,
-    and seconds since the submit.
+    `freed_tokens` were logged or dropped and no longer count as backlog. `calls` wrote to logs: of
+    each the moments at which the engine delivered the first tokens of its entries, when it began,
+    and when the log confirmed it. `hold_s` is the coalescing in force, `cpu_s` the CPU time of a
+    publisher process, 0 for a publisher inside the worker process. `firsts` and `ends` are jobs
+    whose first token or end was published: priority, and seconds since the submit.
     """
 
     freed_tokens: int = 0
     logged_tokens: int = 0
-    entries: int = 0
-    calls: int = 0
-    waits_s: float = 0.0
-    lag_sum_s: float = 0.0
-    lags: dict[int, int] = {}
+    calls: list[tuple[list[float], float, float]] = []
     hold_s: float = 0.0
     cpu_s: float = 0.0
     firsts: list[tuple[int, float]] = []

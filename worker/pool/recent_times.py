@@ -24,7 +24,7 @@ class RecentTimes:
 
     def look(self) -> dict[str, tuple[float, float, int]]:
         """Return median and 99th percentile in ms, and how many, by name; those with any."""
-        self._metrics.count_steps()
+        self._metrics.count()
         now = self._by_name()
         before = self._earlier[0] if self._earlier else {}
         self._earlier.append({name: list(each.counts) for name, each in now.items()})

@@ -196,6 +196,7 @@ class LogWriter:
         replies = await self._call(lambda: self._scripts.takeover(items))
         for job, reply in zip(jobs, replies, strict=True):
             self._heed(job, reply)
+        self._host.progress_counter.report()
 
     async def _begin(self, shard: int, jobs: list[JobLog]) -> None:
         # The worker may have let some go while a call before this one was under way.
@@ -246,6 +247,7 @@ class LogWriter:
                 self._commit(job, finish)
         if written:
             self._note_call(started_at, now, num_fresh, written)
+        self._host.progress_counter.report()
 
     def _note_published(self, job: JobLog, now: float) -> None:
         """Note the first token of this owner, the job's first if nobody logged one before."""
@@ -270,25 +272,20 @@ class LogWriter:
             if packed is not None:
                 await self._send(shard, *packed)
 
-    def _packed(
-        self, jobs: list[JobLog]
-    ) -> tuple[AppendBatch, list[tuple[JobLog, int]], list[float]]:
-        """Return what jobs lack in their logs, up to which index, and since when."""
+    def _packed(self, jobs: list[JobLog]) -> tuple[AppendBatch, list[tuple[JobLog, int]]]:
+        """Return what jobs lack in their logs, and up to which index."""
         batch = AppendBatch()
-        started_at = time.monotonic()
         sent: list[tuple[JobLog, int]] = []
         for job in jobs:
             # A first token goes alone.
             is_first = job.enqueue is not self._enqueue_behind
             sent.append((job, add_tokens(job, batch, 1 if is_first else None)))
-        sinces = [job.unlogged_since or started_at for job in jobs]
         batch.heard_by([job.listen for job in jobs])
-        return batch, sent, sinces
+        return batch, sent
 
-    async def _send(
-        self, shard: int, batch: AppendBatch, sent: list[tuple[JobLog, int]], sinces: list[float]
-    ) -> None:
+    async def _send(self, shard: int, batch: AppendBatch, sent: list[tuple[JobLog, int]]) -> None:
         started_at = time.monotonic()
+        sinces = [job.unlogged_since or started_at for job, _ in sent]
         for job, to in sent:
             if to == job.last:
                 job.unlogged_since = None
@@ -343,6 +340,7 @@ class LogWriter:
                 self._host.follow(job, reply.last, 0)
             else:
                 self._heed(job, reply)
+        self._host.progress_counter.report()
 
     def _break_failed(self) -> None:
         """Give up the logs of jobs that cannot be written; another start may do better."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.telemetry.histogram import bucket_of
 from tokenbus.worker.messages.publishing import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from tokenbus.worker.messages.publishing import PublisherReport
 
@@ -31,7 +29,7 @@ class ProgressCounter:
     def called(
         self,
         num_tokens: int,
-        sinces: Sequence[float],
+        sinces: list[float],
         started_at: float,
         ended_at: float,
         hold_s: float,
@@ -41,13 +39,10 @@ class ProgressCounter:
         `sinces` has the moments of the engine's delivery, for each entry written.
         """
         progress = self._progress
-        progress.calls += 1
-        progress.entries += len(sinces)
         progress.logged_tokens += num_tokens
         progress.freed_tokens += num_tokens
         progress.hold_s = hold_s
-        if sinces:
-            _count_lags(progress, sinces, started_at, ended_at)
+        progress.calls.append((sinces, started_at, ended_at))
         self._report()
 
     def began(self, priority: int, seconds: float) -> None:
@@ -58,9 +53,16 @@ class ProgressCounter:
         self._progress.firsts.append((priority, seconds))
 
     def ended(self, priority: int, seconds: float) -> None:
-        """Note that a finished job's end was published, so long after its submit."""
+        """Note that a finished job's end was published, so long after its submit.
+
+        It is told with the next report: `report` makes one of the ends of a call.
+        """
         self._progress.ends.append((priority, seconds))
-        self._report()
+
+    def report(self) -> None:
+        """Report ends that are noted."""
+        if self._progress.ends:
+            self._report()
 
     def freed(self, num_tokens: int) -> None:
         """Note tokens that will not be logged."""
@@ -80,18 +82,3 @@ class ProgressCounter:
         if done.freed_tokens or done.calls or done.ends:
             self._progress = Progress(hold_s=done.hold_s)
             self._emit(done)
-
-
-def _count_lags(
-    progress: Progress, sinces: Sequence[float], started_at: float, ended_at: float
-) -> None:
-    """Count how long entries waited for their call and for its end: together, those of one step."""
-    num, since = len(sinces), sinces[0]
-    numbers = {since: num} if sinces.count(since) == num else Counter(sinces)
-    lags = progress.lags
-    for since, num in numbers.items():
-        lag_s = ended_at - since
-        bucket = bucket_of(lag_s)
-        lags[bucket] = lags.get(bucket, 0) + num
-        progress.lag_sum_s += num * lag_s
-        progress.waits_s += num * (started_at - since)

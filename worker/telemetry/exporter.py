@@ -1,7 +1,7 @@
 """The worker's metrics, read from its parts when somebody asks.
 
-Nothing is counted for them on a token's way. What the parts keep is read by the server's threads,
-so it is copied in one go before it is walked.
+Nothing is counted for them on a token's way: what was noted there is counted first. What the parts
+keep is read by the server's threads, so it is copied in one go before it is walked.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Exporter(Collector):
         scrape.many(told.PHASE, {(phase.value,): int(phase is now) for phase in WorkerPhase})
         if self._parts is not None:
             member, current, total_pages = self._parts
+            member.metrics.count()
             _jobs(scrape, member)
             _times(scrape, member)
             _engine(scrape, member, current)

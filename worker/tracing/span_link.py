@@ -35,11 +35,11 @@ class SpanLink:
         self._transport: asyncio.Transport | None = None
         self.pid: int | None = None
 
-    def tell(self, job: TracedJob) -> None:
-        """Tell of a job, together with those that leave soon after it."""
+    def tell(self, jobs: list[TracedJob]) -> None:
+        """Tell of jobs, together with those that leave soon after them."""
         if not self._waiting:
             asyncio.get_running_loop().call_later(GATHER_S, self._send)
-        self._waiting.append(job)
+        self._waiting += jobs
 
     async def run(self) -> NoReturn:
         """Keep a span process, and start another where it ends; cancelled, let it send the rest."""

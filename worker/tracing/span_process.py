@@ -56,8 +56,7 @@ def main(argv: list[str]) -> NoReturn:
     spans = JobSpans(destination.pool, destination.worker)
     for message in messages:
         if not isinstance(message, SpanDestination):
-            for job in message.jobs:
-                spans.tell(job)
+            spans.tell(message.jobs)
     threading.Timer(FLUSH_S, leave, (1,)).start()
     flush()
     leave(0)

@@ -12,13 +12,18 @@ An owner that goes on behind the tokens of another links to that one's `tokenbus
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from tokenbus.producer.telemetry.tracing import EndedSpan, TraceContext, Tracer
 from tokenbus.worker.process.frames import Framing
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-class TracedJob(msgspec.Struct, array_like=True, kw_only=True):
+
+class TracedJob(msgspec.Struct, array_like=True):
     """A job that has left its worker; no prompt and no answer is in it.
 
     Moments are those of the monotonic clock, in seconds, `None` for what never came. `first` is the
@@ -76,8 +81,12 @@ class JobSpans:
         self._tracer = Tracer()
         self._attributes = {"tokenbus.pool": pool, "tokenbus.worker": worker}
 
-    def tell(self, job: TracedJob) -> None:
-        """Tell of a job, if its trace is sampled."""
+    def tell(self, jobs: Iterable[TracedJob]) -> None:
+        """Tell of those of the jobs whose traces are sampled."""
+        for job in jobs:
+            self._tell_one(job)
+
+    def _tell_one(self, job: TracedJob) -> None:
         parent = TraceContext.parse(job.traceparent)
         if parent is None:
             return

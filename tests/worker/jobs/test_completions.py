@@ -120,6 +120,7 @@ async def test_lone_job_goes_at_once_and_those_that_end_meanwhile_go_together() 
             bench.pool.answers.put_nowait({})
         await bench.emptied()
     assert [len(call) for call in bench.pool.calls] == [1, MAX_COMPLETED, 1]
+    bench.metrics.count()
     assert bench.metrics.jobs_finished == MAX_COMPLETED + 2
 
 

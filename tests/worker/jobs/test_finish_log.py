@@ -43,6 +43,7 @@ def test_reason_of_calls_is_told_by_line_and_metrics(
         job.book.token_times.stepped(now, [job], [1], 1)
     job.move_to(Phase.ENDING)
     log_finished(log, job, member.metrics)
+    member.metrics.count()
     [line] = log.info.call_args_list
     assert line.kwargs["finish_reason"] == reason
     assert line.kwargs["reasoning_tokens"] == 4

@@ -123,7 +123,7 @@ def test_steps_are_moments_of_those_jobs_alone_that_have_tokens_in_them(parts: J
         engine_reports.take(step(tokens=tokens))
     ended = {ours: FinishReason.LENGTH, other: FinishReason.LENGTH}
     engine_reports.take(step(tokens={ours: [1, 2], other: [1]}, ends=ended))
-    mine, moments = (job.timings.tokens_at.tolist() for job in jobs)
+    mine, moments = (job.timings.tokens_at.listed().tolist() for job in jobs)
     assert len(set(moments)) == 4
     assert mine == [moments[0], moments[3]]
-    assert [job.timings.last_token_at for job in jobs] == [moments[3]] * 2
+    assert [job.timings.tokens_at.last for job in jobs] == [moments[3]] * 2

@@ -49,7 +49,7 @@ def test_moments_of_each_job_are_those_of_its_rows(misses: float, most: int) -> 
             # One stays nearly to the end, past the moments that are kept for nobody.
             if draw.random() < (0.0002 if job == next(iter(noted), None) else 0.005):
                 del choices[job]
-                found, expected = times.end(job).tolist(), noted.get(job, [])
+                found, expected = times.end(job).listed().tolist(), noted.get(job, [])
                 assert _gaps(found) == _gaps(expected)
                 assert (found[:1], found[-1:]) == (expected[:1], expected[-1:])
     assert len(noted) > 30
@@ -64,8 +64,8 @@ def test_moments_are_kept_only_for_jobs_that_run() -> None:
             times.begin("b", 1)
         num = 1 if now < 4000 else 2
         times.stepped(now, ["a", "b"][:num], [1] * num, num)
-    assert times.end("a").tolist() == list(range(5000))
+    assert times.end("a").listed().tolist() == list(range(5000))
     assert len(times._moments) == 1000
-    assert times.end("b").tolist() == list(range(4000, 5000))
+    assert times.end("b").listed().tolist() == list(range(4000, 5000))
     assert not times._moments
     assert not times.end("b")

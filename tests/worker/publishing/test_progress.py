@@ -24,9 +24,13 @@ def test_lags_and_waits_are_those_of_each_entry() -> None:
             waits_s += started_at - since
         progress_counter.called(len(sinces), sinces, started_at, ended_at, 0.001)
     progress_counter.ended(2, 0.7)
+    progress_counter.report()
+    # Nothing is left to tell of.
+    progress_counter.report()
     metrics = Metrics()
     for progress in told:
         metrics.published(progress)
+    metrics.count()
     assert len(told) == len(calls) + 1
     assert metrics.publish_lag.counts == apart.counts
     assert metrics.publish_lag.sum_s == pytest.approx(apart.sum_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,9 @@ from workers.null_workers import follow, null_settings, until, worker
 from workers.parts import a_member, an_engine
 from workers.stubs import StubWorker, raw
 
+from tokenbus.engine.chat.usage import Usage
 from tokenbus.engine.types import DraftCount, EngineStats
+from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts.log import Takeover
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.producer.telemetry import worker_table as told
@@ -23,7 +26,9 @@ from tokenbus.worker.engine.current_engine import Outage
 from tokenbus.worker.errors import DeathCause
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.life import WorkerLife
+from tokenbus.worker.messages.publishing import Progress
 from tokenbus.worker.telemetry.exporter import Exporter
+from tokenbus.worker.token_moments import TokenMoments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +65,7 @@ def _happen(metrics: Metrics) -> None:
             setattr(metrics, name, 1)
     metrics.engine_ends[DeathCause.SIGNAL] += 1
     metrics.choices["stop"] += 1
-    metrics.left(1, "acme", "finished", generated=3)
+    metrics.left(1, "acme", "finished", Finish("stop", Usage(0, 0, 3)))
     metrics.hold_s = metrics.publish_wait_s = 0.5
     single = (metrics.publish_lag, metrics.step_time)
     for histogram in (
@@ -108,6 +113,25 @@ def test_every_metric_is_fed() -> None:
     assert drafted == [0, 2, 2, 6]
     [(_, per_step)] = after[told.TOKENS_PER_STEP.name].items()
     assert per_step == pytest.approx(1.5)
+
+
+def test_scrape_has_what_was_noted_right_before() -> None:
+    """Nobody has counted since: neither a second has passed nor has a status been written."""
+    member, (engine, _) = a_member(session=_Session()), an_engine()
+    link: Any = engine.link
+    link.stats = EngineStats(100, 100, 0, 0, 0)
+    exporter = Exporter(null_settings("p", "redis://x"), WorkerLife(lambda *_: None))
+    exporter.attach(member, engine, model="null", total_pages=100)
+    before = _samples(exporter)
+    member.metrics.stepped(link.stats, 0.01)
+    member.metrics.published(Progress(logged_tokens=1, calls=[([1.0], 1.5, 2.0)], hold_s=0.01))
+    moments = TokenMoments(array("d", (1.0, 1.1)), (0, 2))
+    member.metrics.left(1, "acme", "finished", Finish("stop", choices=("stop",)), moments)
+    assert _moved(before, _samples(exporter)) == {
+        *(told.STEP_TIME.name, told.TOKENS.name, told.PUBLISH_LAG.name, told.COALESCING.name),
+        *(told.PUBLISH_WAIT.name, told.LOG_ENTRIES.name, told.LOG_CALLS.name),
+        *(told.JOBS.name, told.JOB_TOKENS.name, told.CHOICES.name, told.ITL.name),
+    }
 
 
 class _Session:

@@ -72,13 +72,10 @@ async def test_scrape_tells_what_happened(redis_url: str, pool: str, publishers:
                 for job, tenant in zip(jobs, tenants, strict=True)
             )
         )
-        counted = running.metrics
-        await until(lambda: running.num_held == 0 and counted.tokens_logged == 200)
-        await until(lambda: counted.ttft[2].count == counted.e2e[2].count == 4)
-        # As is done once a second.
-        counted.count_steps()
+        await until(lambda: running.num_held == 0 and running.metrics.tokens_logged == 200)
+        await until(lambda: running.metrics.ttft[2].count == running.metrics.e2e[2].count == 4)
         seen = await asyncio.to_thread(_scrape, port)
-        entries = counted.log_entries
+        entries = running.metrics.log_entries
     assert {metric.name.removesuffix("_total") for metric in WORKER.metrics} >= {
         name.split(" ")[0].removesuffix("_total").removesuffix("_bucket") for name in seen
     } - {f"{m.name}_{part}" for m in WORKER.metrics for part in ("count", "sum")}
@@ -188,4 +185,5 @@ def test_tenants_past_the_limit_share_a_label() -> None:
     metrics = Metrics()
     for tenant in ("shop/3f", "shop/40", "shop"):
         metrics.left(1, tenant, "finished")
+    metrics.count()
     assert metrics.ends == {(1, "shop", "finished"): 3}
