@@ -83,7 +83,7 @@ class Reaper:
     async def _reap(self) -> None:
         asked_at = time.monotonic()
         found, struck = await self._session.call(self._scripts.lease.scan_workers)
-        # Whoever had no processor for longer than its lease may scan before it renews that.
+        # A worker that had no processor for longer than its lease may scan before it renews that.
         orphans = [orphan for orphan in found if orphan.worker != self._worker]
         self._note_lost(orphans, [worker for worker in struck if worker != self._worker])
         slots = asyncio.Semaphore(_MAX_REAPS)

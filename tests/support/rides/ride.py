@@ -196,13 +196,14 @@ class Ride:
 
         Answers that a busy worker has whole are one call, in which others do not occur.
         """
-        closing = asyncio.gather(*(trap.closed() for trap in traps))
+        closing: asyncio.Future[Any] = asyncio.gather(*(trap.closed() for trap in traps))
         while True:
-            ended = asyncio.create_task(self._until_ended())
+            ended: asyncio.Future[Any] = asyncio.create_task(self._until_ended())
             await asyncio.wait({closing, ended}, return_when=asyncio.FIRST_COMPLETED)
             ended.cancel()
             if closing.done():
-                return await closing
+                await closing
+                return
             await self.board(2, LONG_TOKENS)
 
     async def vanish(self) -> dict[str, Story]:
