@@ -147,18 +147,6 @@ def test_sorted_durations_fall_where_single_ones_do() -> None:
     assert together.cumulative()[-1] == ("+Inf", len(durations))
 
 
-def test_durations_sorted_elsewhere_fall_where_single_ones_do() -> None:
-    """How many are up to each bound says the same as the durations."""
-    durations = [*BOUNDS_S, *BOUNDS_S[:3], 1e4]
-    told, apart = Histogram(), Histogram()
-    for duration in durations:
-        apart.add(duration)
-    ends = [sum(each <= bound for each in durations) for bound in (*BOUNDS_S, float("inf"))]
-    told.add_up_to_bounds(ends, sum(durations))
-    assert told.counts == apart.counts
-    assert told.sum_s == pytest.approx(apart.sum_s)
-
-
 def test_quantiles_are_of_what_came_since() -> None:
     """A quantile lies in the bucket of its duration, and leaves out what was there before."""
     histogram = Histogram()
