@@ -38,7 +38,8 @@ T = TypeVar("T")
 # Threads for masks, of which one tenant has two at a time. Masks are fast and bounded, and the
 # library lets them run side by side.
 _NUM_MASK_THREADS = 3
-# Trials at a time: two, so that one tenant's do not hold up another's, more on many cores.
+# Trials at a time: two, so that those of tenants whose trials take long hold up nobody else's, more
+# on many cores.
 _LEAST_LANES, _MOST_LANES, _CORES_PER_LANE = 2, 4, 4
 
 
@@ -99,7 +100,7 @@ class GrammarPreparer:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
         self._num_lanes = min(_MOST_LANES, max(_LEAST_LANES, cores // _CORES_PER_LANE))
         self._prober = ProberLink(self._compiler.vocabulary, limits, self._num_lanes)
-        self._queue: TenantQueue[_Order] = TenantQueue(self._num_lanes)
+        self._queue: TenantQueue[_Order] = TenantQueue(self._num_lanes, keeps_thread=True)
         self._mask_threads = TenantThreads(_NUM_MASK_THREADS)
         self._lock = Lock()
         self._threads: list[Thread] = []

@@ -15,11 +15,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+# After so many seconds half of the time that a tenant has had is forgotten.
+_HALF_LIFE_S = 30.0
+# Seconds had from which on a tenant leaves a thread to those that have had less, where one is kept.
+_MUCH_S = 2.0
+_NOTHING_S = 0.001
+
+
 @dataclass(slots=True)
 class _Share(Generic[T]):
-    """What one tenant has waiting, by priority, and what it has had in seconds."""
+    """What one tenant has waiting, by priority, and how much of its work is under way."""
 
-    spent_s: float
     waiting: dict[int, deque[T]] = field(default_factory=dict)
     num_running: int = 0
 
@@ -30,26 +36,34 @@ class _Share(Generic[T]):
 
 
 class TenantQueue(Generic[T]):
-    """Gives the best priority first, and among equals the tenant that has had the least time.
+    """Gives the best priority first, and among equals the tenant that has had least time lately.
 
     While there is more than one thread, no tenant has all of them: the work of one waits for that
-    of another at most until a thread is free, however much the other has queued.
+    of another at most until a thread is free, however much the other has queued. With
+    `keeps_thread` one thread is left to tenants that have had little lately: as many others as
+    there are threads would hold them up.
     """
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(
+        self,
+        num_threads: int,
+        *,
+        keeps_thread: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._most_running = max(1, num_threads - 1)
+        self._most_of_heavy = self._most_running if keeps_thread else num_threads
+        self._clock = clock
         self._shares: dict[str, _Share[T]] = {}
+        self._had_s: dict[str, float] = {}
+        self._halved_at = clock()
         self._changed = Condition()
-        self._spent_s = 0.0
         self._is_closed = False
 
     def put(self, tenant: str, priority: int, work: T) -> None:
         """Queue work; `priority` 0 is served first."""
         with self._changed:
-            share = self._shares.get(tenant)
-            if share is None:
-                # One that comes back does not make up for the time when it asked for nothing.
-                share = self._shares[tenant] = _Share(self._spent_s)
+            share = self._shares.setdefault(tenant, _Share())
             share.waiting.setdefault(priority, deque()).append(work)
             self._changed.notify()
 
@@ -73,7 +87,6 @@ class TenantQueue(Generic[T]):
             if not lane:
                 del share.waiting[priority]
             share.num_running += 1
-            self._spent_s = max(self._spent_s, share.spent_s)
             return tenant, work
 
     def finish(self, tenant: str, spent_s: float) -> None:
@@ -83,7 +96,7 @@ class TenantQueue(Generic[T]):
             if share is None:
                 return
             share.num_running -= 1
-            share.spent_s += spent_s
+            self._had_s[tenant] = self._had_s.get(tenant, 0.0) + spent_s
             if not share.num_running and not share.waiting:
                 del self._shares[tenant]
             self._changed.notify()
@@ -96,12 +109,26 @@ class TenantQueue(Generic[T]):
             self._changed.notify_all()
 
     def _next_tenant(self) -> str | None:
+        self._forget()
+        had_s = self._had_s
+        heavy = [tenant for tenant in self._shares if had_s.get(tenant, 0.0) >= _MUCH_S]
+        is_full = sum(self._shares[each].num_running for each in heavy) >= self._most_of_heavy
+        left_out = set(heavy) if is_full else set[str]()
         ready = (
-            (share.priority, share.spent_s, tenant)
+            (share.priority, had_s.get(tenant, 0.0), tenant)
             for tenant, share in self._shares.items()
-            if share.waiting and share.num_running < self._most_running
+            if share.waiting and share.num_running < self._most_running and tenant not in left_out
         )
         return min(ready, default=(0, 0.0, None))[2]
+
+    def _forget(self) -> None:
+        """Halve what tenants have had, as often as it is time."""
+        halvings = int((self._clock() - self._halved_at) / _HALF_LIFE_S)
+        if halvings:
+            self._halved_at += halvings * _HALF_LIFE_S
+            factor = 0.5 ** min(halvings, 100)
+            halved = {tenant: had * factor for tenant, had in self._had_s.items()}
+            self._had_s = {tenant: had for tenant, had in halved.items() if had >= _NOTHING_S}
 
 
 @dataclass(frozen=True, slots=True)

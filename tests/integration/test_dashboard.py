@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from browser.chromium import Browser, Page, chromium
 from gateways.doors import door
+from workers.brake import Brake
 from workers.null_workers import worker, worker_process
 from workers.stubs import raw, until
 
@@ -165,12 +166,14 @@ async def _resumed_job(client: AsyncClient, lost: str) -> str:
 
 
 async def test_answer_of_the_playground_survives_a_reload(
-    browser: Browser, own_server: EmbeddedServer, pool: str
+    browser: Browser, own_server: EmbeddedServer, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page that is loaded anew in mid-answer has all of it in the end, and no token twice."""
     url = own_server.url
+    brake = Brake(monkeypatch, num_ahead=10)
+    brake.set(10)
     async with (
-        worker(pool, url, lease_ttl_s=60, null_tokens_per_s=25),
+        worker(pool, url, lease_ttl_s=60),
         door(url, pool) as running,
         looking(browser, running, "#/playground") as page,
     ):
@@ -187,6 +190,7 @@ async def test_answer_of_the_playground_survives_a_reload(
         await page.until(
             f"{answer}?.textContent.length > 0 && document.querySelector('.ask .primary').disabled"
         )
+        brake.resume()
         await page.until(
             "document.querySelector('.ask .primary') &&"
             " !document.querySelector('.ask .primary').disabled && " + answer

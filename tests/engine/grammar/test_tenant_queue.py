@@ -49,6 +49,30 @@ def test_tenant_alone_leaves_a_thread_to_others() -> None:
     assert taken(queue) == ("heavy", "heavy-1")
 
 
+def test_tenants_that_have_had_much_leave_a_thread_to_others_together() -> None:
+    """However many they are; after a while they are as all others."""
+    now = 0.0
+    queue: TenantQueue[str] = TenantQueue(2, keeps_thread=True, clock=lambda: now)
+    for tenant in ("heavy", "slow"):
+        for number in range(3):
+            queue.put(tenant, 0, f"{tenant}-{number}")
+    first, second = taken(queue), taken(queue)
+    assert {first[1], second[1]} == {"heavy-0", "slow-0"}
+    for tenant, _ in (first, second):
+        queue.finish(tenant, 2.5)
+    heavy, _ = taken(queue)
+    queue.put("light", 1, "light-0")
+    assert taken(queue) == ("light", "light-0")
+    queue.finish("light", 0.01)
+    queue.put("light", 1, "light-1")
+    assert taken(queue) == ("light", "light-1")
+    queue.finish("light", 0.01)
+    queue.finish(heavy, 2.5)
+    assert taken(queue)[0] in {"heavy", "slow"}
+    now = 1e6
+    assert taken(queue)[0] in {"heavy", "slow"}
+
+
 def test_better_priority_comes_first_and_equals_take_turns() -> None:
     """Priority decides, then the time that a tenant has had; within a tenant, the order."""
     queue: TenantQueue[str] = TenantQueue(8)

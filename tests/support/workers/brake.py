@@ -27,15 +27,19 @@ class Brake:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, num_ahead: int) -> None:
         self._credit = sys.maxsize
+        self._held: list[tuple[EngineLink, Credit]] = []
         start_of, send = StartEngine.of, EngineLink.send
+        self._send = send
 
         def start_tight(config: EngineConfig | NullConfig, step_log: str | None) -> StartEngine:
             return replace(start_of(config, step_log), hard_backlog_tokens=num_ahead)
 
         def send_braked(link: EngineLink, command: Command) -> None:
             if isinstance(command, Credit):
-                command = Credit(min(command.num_tokens, self._credit))
-                self._credit -= command.num_tokens
+                given = min(command.num_tokens, self._credit)
+                self._held.append((link, Credit(command.num_tokens - given)))
+                self._credit -= given
+                command = Credit(given)
             send(link, command)
 
         monkeypatch.setattr(StartEngine, "of", start_tight)
@@ -48,5 +52,13 @@ class Brake:
         self._credit = num_tokens
 
     def release(self) -> None:
-        """Let it go on."""
+        """Hold nothing back from now on; the next engine runs."""
         self._credit = sys.maxsize
+        self._held.clear()
+
+    def resume(self) -> None:
+        """Let the engine itself run on, with the credit that was held back."""
+        held = list(self._held)
+        self.release()
+        for link, credit in held:
+            self._send(link, credit)
