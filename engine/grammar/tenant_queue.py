@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-# After so many seconds half of the time that a tenant has had is forgotten.
+# After so many seconds half of the time that a tenant has had counts no more.
 _HALF_LIFE_S = 30.0
 # Seconds had from which on a tenant leaves a thread to those that have had less, where one is kept.
 _MUCH_S = 2.0
@@ -109,7 +109,7 @@ class TenantQueue(Generic[T]):
             self._changed.notify_all()
 
     def _next_tenant(self) -> str | None:
-        self._forget()
+        self._decay()
         had_s = self._had_s
         heavy = [tenant for tenant in self._shares if had_s.get(tenant, 0.0) >= _MUCH_S]
         is_full = sum(self._shares[each].num_running for each in heavy) >= self._most_of_heavy
@@ -121,7 +121,7 @@ class TenantQueue(Generic[T]):
         )
         return min(ready, default=(0, 0.0, None))[2]
 
-    def _forget(self) -> None:
+    def _decay(self) -> None:
         """Halve what tenants have had, as often as it is time."""
         halvings = int((self._clock() - self._halved_at) / _HALF_LIFE_S)
         if halvings:

@@ -139,7 +139,8 @@ def test_long_forced_runs_hold_up_no_step(tmp_path: Path) -> None:
         llm.close()
     assert set(told.values()) == {5}
     assert len(run) > 1000
-    assert max(steps_s) < 4 * alone_s
+    # Sixteen take the engine's thread as long as one alone, or less; made in it they took 31 times.
+    assert max(steps_s) < 8 * alone_s
 
 
 def test_tokens_that_take_long_to_accept_hold_up_no_step(tmp_path: Path) -> None:
