@@ -345,7 +345,7 @@ async def _refused(deployment: Deployment, trouble: Trouble) -> ProducerError:
     """Return what a hasty client is told, once the trouble has begun.
 
     A connection that the server closes may be seen before what it said, and on a busy machine its
-    silence.
+    silence. What occupies the server may be over before anybody asks: then it begins anew.
     """
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -356,6 +356,9 @@ async def _refused(deployment: Deployment, trouble: Trouble) -> ProducerError:
             except ServerError as error:
                 if error.code not in ("UNREACHABLE", "TIMEOUT") or trouble.code == error.code:
                     return error
+            else:
+                if deployment.occupied is not None and deployment.occupied.done():
+                    await trouble.begin(deployment)
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
