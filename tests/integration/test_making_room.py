@@ -82,7 +82,7 @@ async def test_low_priority_is_parked_for_a_higher_one(
         await until(lambda: running.num_held == 2 and num_waiting(running) == 0)
         urgent = await client.submit("y" * 16, seed=5, max_tokens=30, priority=0)
         await until(lambda: running.metrics.jobs_parked > 0)
-        brake.release()
+        brake.resume()
         story = await read(urgent)
         assert story.text == expected_text(5, 30)
         for seed, reader in enumerate(readers):
@@ -122,7 +122,7 @@ async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
             for seed in range(2, 4)
         ]
         await trap.closed()
-        brake.release()
+        brake.resume()
         await until(lambda: running.stats is not None and running.stats.num_running == 0)
         # As when the worker waits no longer for what it gave back, and looks for room again.
         monkeypatch.setattr(parking, "FREEING_S", 0.0)

@@ -68,7 +68,7 @@ async def test_completion_does_not_outlive_the_end_that_it_completes(
         await seen.wait()
         before = keys.dump()
         trap = wire.trap("complete_many", Moment.NEVER, lambda: keys.restore(before))
-        brake.release()
+        brake.resume()
         await trap.closed()
         events = await scripts.log.events(job.job_id) or []
         assert events[-1].finish is None

@@ -52,7 +52,7 @@ class Brake:
         self._credit = num_tokens
 
     def release(self) -> None:
-        """Hold nothing back from now on; the next engine runs."""
+        """Hold nothing back from now on; the next engine runs, one that waits here for ever."""
         self._credit = sys.maxsize
         self._held.clear()
 
