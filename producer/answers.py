@@ -119,6 +119,8 @@ _TABLE: dict[Verdict, dict[str, str]] = {
         "IOERR": "the server cannot write its file; see its log, and the space on its disk",
         "MAXCLIENTS": "the server has no connection left; raise maxclients",
         "LIMIT": "the server's provider counts calls, connections or bytes, and a limit is reached",
+        # Ours: `begin.lua` says it.
+        "UNLEASED": "the worker renews its lease and begins anew",
         "NOSCRIPT": "the server forgot its scripts; they are sent again",
         "EXECABORT": "nothing of the transaction was carried out",
         # Another server rules, or will.

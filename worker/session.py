@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 # Calls under way at once; those of the log writers are not counted.
 MAX_CONCURRENT_CALLS = 6
+# Leases after whose length a renewal is too old to write by (R7).
+STALE_LEASES = 3
 
 
 class Session:
@@ -41,13 +43,15 @@ class Session:
     ) -> None:
         self._redis = redis
         self._direct = direct
-        self._stale_after_s = 3 * lease_ttl_s
+        self._stale_after_s = STALE_LEASES * lease_ttl_s
         self._opened = asyncio.Event()
         self._lost = asyncio.Event()
         self._lost.set()
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
         self._under_way: set[asyncio.Timeout] = set()
         self._renewed_at = 0.0
+        # When the server takes what is stale: ms of its time, 0 where it does not know.
+        self.until_ms = 0
         self._log = get_logger()
         self._listeners: list[Callable[[str], None]] = []
         self.generation = 0
@@ -74,9 +78,9 @@ class Session:
         """Tell why each time that the session is lost, at once."""
         self._listeners.append(tell)
 
-    def open(self, renewed_at: float | None = None) -> None:
+    def open(self, renewed_at: float | None = None, until_ms: int = 0) -> None:
         """Let calls through after a reconcile, which has renewed the lease now or at that time."""
-        self.renewed(renewed_at)
+        self.renewed(renewed_at, until_ms)
         self.opened_at = time.monotonic()
         self._lost.clear()
         self._opened.set()
@@ -86,9 +90,13 @@ class Session:
         """Return when the lease was renewed last, by the monotonic clock."""
         return self._renewed_at
 
-    def renewed(self, at: float | None = None) -> None:
-        """Note that the server answered a renewal just now, or at that time."""
+    def renewed(self, at: float | None = None, until_ms: int = 0) -> None:
+        """Note that the server answered a renewal just now, or at that time.
+
+        By its own clock what is written by it is stale at `until_ms`; 0 if that is not known.
+        """
         self._renewed_at = time.monotonic() if at is None else at
+        self.until_ms = until_ms
 
     def lose(self, reason: str) -> None:
         """Close the session: nothing is written before the next reconcile."""

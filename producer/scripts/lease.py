@@ -13,6 +13,7 @@ from tokenbus.producer.scripts.evidence import Crowd, Evidence
 from tokenbus.producer.scripts.queue import read_ending
 from tokenbus.producer.scripts.replies import (
     HeldEntry,
+    Renewal,
     Orphan,
     Pulled,
     PulledJob,
@@ -123,13 +124,13 @@ class LeaseScripts:
 
     async def renew(
         self, worker: str, ttl_ms: int, total_pages: int, page_size: int
-    ) -> list[HeldEntry]:
+    ) -> Renewal:
         """Prolong the lease and return everything the server says the worker holds (R6)."""
         return await self._lease(worker, "", ttl_ms, total_pages, page_size)
 
     async def reconcile(
         self, worker: str, serial: int, ttl_ms: int, total_pages: int, page_size: int
-    ) -> list[HeldEntry]:
+    ) -> Renewal:
         """Renew, and make `serial` the only one that pulls; first call of every worker (R7, R8).
 
         `serial` grows with each call, so that a late one of before cannot bring its own back.
@@ -138,8 +139,8 @@ class LeaseScripts:
 
     async def _lease(
         self, worker: str, serial: int | Literal[""], ttl_ms: int, total_pages: int, page_size: int
-    ) -> list[HeldEntry]:
-        reply = await self._runner.run(
+    ) -> Renewal:
+        *pairs, now_ms = await self._runner.run(
             "renew",
             self._keys.prefix,
             worker=worker,
@@ -147,11 +148,12 @@ class LeaseScripts:
             ttl_ms=ttl_ms,
             capacity=total_pages * page_size,
         )
-        held, flags = (dict(zip(pairs[::2], pairs[1::2], strict=True)) for pairs in reply)
-        return [
+        held, flags = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in pairs)
+        entries = [
             HeldEntry(job.decode(), int(epoch), flags.get(job, b"").decode())
             for job, epoch in held.items()
         ]
+        return Renewal(entries, int(now_ms))
 
     async def requeue(
         self,

@@ -148,22 +148,31 @@ class LogScripts:
             ],
         )
 
-    async def begin(self, items: Sequence[Begin], worker: str) -> list[LogReply]:
+    async def begin(
+        self, items: Sequence[Begin], worker: str, until_ms: int = 0
+    ) -> list[LogReply]:
         """Create the logs of starts from nothing, with what there is, in one server turn (R1, R2).
+
+        A call that comes after `until_ms` of the server's time begins nothing (R7; 0: never).
 
         Answers `ok`, or writes nothing: `already` (this start's own log), `log` (another's at this
         epoch or an earlier one, `last` tells how long it is), `fenced` or `terminal`.
+        Raises: ResponseError `UNLEASED` where it is too late.
         """
         return await self._in_slices(
-            items, lambda shard, part: self._begin_slice(shard, worker, part)
+            items, lambda shard, part: self._begin_slice(shard, worker, until_ms, part)
         )
 
-    async def begin_batch(self, shard: int, worker: str, batch: BeginBatch) -> dict[int, LogReply]:
-        """Run one packed batch of starts of a shard.
+    async def begin_batch(
+        self, shard: int, worker: str, until_ms: int, batch: BeginBatch
+    ) -> dict[int, LogReply]:
+        """Run one packed batch of starts of a shard; `until_ms` as of `begin`.
 
         Returns: the answers of those that were not simply written, by their numbers.
         """
         packed, *told = batch.pack()
+        if until_ms:
+            told = [*(told or [b""]), until_ms]
         answers = await self._runner.run(
             "begin",
             self._keys.log_prefix(shard),
@@ -309,7 +318,9 @@ class LogScripts:
             **more,
         )
 
-    async def _begin_slice(self, shard: int, worker: str, items: Sequence[Begin]) -> list[LogReply]:
+    async def _begin_slice(
+        self, shard: int, worker: str, until_ms: int, items: Sequence[Begin]
+    ) -> list[LogReply]:
         batch = BeginBatch()
         for item in items:
             batch.add(item.job_id, item.epoch, item.start, item.listen, item.version)
@@ -319,7 +330,7 @@ class LogScripts:
                 batch.tokens(*columns, each.logprobs, each.delta)
             if item.end is not None:
                 batch.end(item.end.finish, item.end.result, item.end.told)
-        others = await self.begin_batch(shard, worker, batch)
+        others = await self.begin_batch(shard, worker, until_ms, batch)
         return [others.get(number) or _begun(item) for number, item in enumerate(items)]
 
     async def _append_slice(self, shard: int, items: Sequence[Append]) -> list[LogReply]:

@@ -45,10 +45,11 @@ class Configure(msgspec.Struct, tag="configure", array_like=True, kw_only=True):
 
 
 class OpenGate(msgspec.Struct, tag="open", array_like=True):
-    """Write from now on; what was known about the logs is void."""
+    """Write from now on; what was known about the logs is void. Times as in `Renewed`."""
 
     generation: int
     renewed_at: float
+    until_ms: int = 0
 
 
 class CloseGate(msgspec.Struct, tag="close", array_like=True):
@@ -56,9 +57,10 @@ class CloseGate(msgspec.Struct, tag="close", array_like=True):
 
 
 class Renewed(msgspec.Struct, tag="renewed", array_like=True):
-    """The lease was renewed, by CLOCK_MONOTONIC in seconds."""
+    """The lease was renewed, by CLOCK_MONOTONIC in seconds; `until_ms` as of the session."""
 
     at: float
+    until_ms: int = 0
 
 
 class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):

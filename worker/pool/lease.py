@@ -20,12 +20,13 @@ from tokenbus.producer.server.connection import typed
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.session import STALE_LEASES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from tokenbus.producer.answers import ServerAnswer
-    from tokenbus.producer.scripts.replies import HeldEntry
+    from tokenbus.producer.scripts.replies import HeldEntry, Renewal
     from tokenbus.producer.server.url import ServerUrl
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_job import HeldJob
@@ -170,7 +171,7 @@ class Lease:
         """
         asked = list(self._held_jobs)
         try:
-            held = await self._session.call(
+            renewal = await self._session.call(
                 lambda: self._scripts.lease.renew(
                     self._worker, self._ttl_ms, self._total_pages, self._page_size
                 ),
@@ -181,7 +182,8 @@ class Lease:
         except RedisError as error:
             self._session.lose(f"the renewal was refused: {error}")
             return True
-        self._session.renewed()
+        held = renewal.held
+        self._session.renewed(until_ms=self._until_ms(renewal))
         self._publishers.renewed()
         is_known = all(self._held_jobs.get(entry.job_id) is not None for entry in held)
         if not (is_known or is_alone) and self._lock.locked():
@@ -193,15 +195,19 @@ class Lease:
         """Take a new serial, compare what is held, and trust nothing that was known of the logs."""
         async with self._lock:
             self.serial += 1
-            held = await self._scripts.lease.reconcile(
+            renewal = await self._scripts.lease.reconcile(
                 self._worker, self.serial, self._ttl_ms, self._total_pages, self._page_size
             )
-            self._session.open()
-            self._compare(held, self._held_jobs)
+            self._session.open(until_ms=self._until_ms(renewal))
+            self._compare(renewal.held, self._held_jobs)
             # Last, so that no log of a job that is held no more is taken over.
             self._publishers.open_gate()
             for job in self._held_jobs:
                 self._settlement.resume_hand_back(job)
+
+    def _until_ms(self, renewal: Renewal) -> int:
+        """Return when what is written by a renewal is stale, in ms of the server's time."""
+        return renewal.at_ms + STALE_LEASES * self._ttl_ms
 
     def _compare(self, held: list[HeldEntry], asked: Iterable[HeldJob]) -> None:
         """Settle what is held; `asked` are the jobs that were known before the server was asked."""

@@ -225,8 +225,10 @@ class LogWriter:
             job.sent_at = started_at
             if to == job.last:
                 job.unlogged_since = None
-        worker = self._host.worker
-        others = await self._call(lambda: self._scripts.begin_batch(shard, worker, batch))
+        worker, until_ms = self._host.worker, self._host.session.until_ms
+        others = await self._call(
+            lambda: self._scripts.begin_batch(shard, worker, until_ms, batch)
+        )
         now = time.monotonic()
         written: list[float] = []
         num_fresh = 0

@@ -106,8 +106,8 @@ class Publisher:
         match order:
             case StepRecord():
                 self._take(order)
-            case Renewed(at):
-                self.session.renewed(at)
+            case Renewed(at, until_ms):
+                self.session.renewed(at, until_ms)
             case OpenGate():
                 self._open(order)
             case CloseGate():
@@ -219,7 +219,7 @@ class Publisher:
             log_writer.renew()
         for job in self._job_logs.values():
             job.void()
-        self.session.open(order.renewed_at)
+        self.session.open(order.renewed_at, order.until_ms)
         for job in list(self._job_logs.values()):
             self.touch(job)
             self.report_all_logged(job)

@@ -51,12 +51,12 @@ class PublisherPool:
 
     def open_gate(self) -> None:
         """Let all write, after a reconcile; what they know about the logs is void."""
-        self._gate = OpenGate(self._session.generation, self._session.renewed_at)
+        self._gate = self._open_gate()
         self._tell_all(self._gate)
 
     def renewed(self) -> None:
         """Tell all that the lease was renewed."""
-        self._tell_all(Renewed(self._session.renewed_at))
+        self._tell_all(Renewed(self._session.renewed_at, self._session.until_ms))
 
     def take_over(self, job: HeldJob, rules: TextRules | None, *, is_ahead: bool = False) -> None:
         """Let a job's log be taken over, once; `is_ahead` if the engine gets the job meanwhile."""
@@ -103,8 +103,12 @@ class PublisherPool:
         self._links.append(publisher_link)
         tasks.create_task(publisher_link.run())
         if self._gate is not None and self._session.is_open:
-            publisher_link.send(OpenGate(self._session.generation, self._session.renewed_at))
+            publisher_link.send(self._open_gate())
         self._log.info("publisher.started", publishers=len(self._links))
+
+    def _open_gate(self) -> OpenGate:
+        session = self._session
+        return OpenGate(session.generation, session.renewed_at, session.until_ms)
 
     def _tell_all(self, order: Order) -> None:
         for publisher_link in self._links:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from patience import PATIENCE_S
+from redis.exceptions import ResponseError
 from workers.stubs import indices, num_ends, orphan_of, owned_end, pulled, raw, tokens
 
 from tokenbus.producer.contract.events import Finish
@@ -228,6 +229,18 @@ async def test_client_hears_of_its_jobs_what_their_channels_say(
     own, client = await hear(6)
     assert client == own
     assert len(own) == 3
+
+
+async def test_begin_that_comes_after_its_lease_begins_nothing(scripts: Scripts) -> None:
+    """Log and result of a job that another has ended may be gone by then: nothing else would tell."""
+    seconds, _ = await raw(scripts).time()
+    for item in (FIRST, WHOLE):
+        with pytest.raises(ResponseError, match="UNLEASED"):
+            await scripts.log.begin([item], W, (seconds - 10) * 1000)
+    assert await entries(scripts) == []
+    assert await scripts.log.result(J) is None
+    [reply] = await scripts.log.begin([WHOLE], W, (seconds + 3600) * 1000)
+    assert reply.status is LogStatus.OK
 
 
 async def test_client_hears_a_whole_answer(scripts: Scripts, hear: Hear) -> None:

@@ -61,7 +61,7 @@ async def test_cancel_of_a_held_job_tells_its_owner(
     assert message is not None
     assert message["data"] == f"cancel 1 {J}".encode()
     await listener.aclose()
-    [held] = await scripts.lease.renew(worker.name, 60_000, 1000, 16)
+    [held] = (await scripts.lease.renew(worker.name, 60_000, 1000, 16)).held
     assert (held.job_id, held.flag) == (J, "cancel")
 
 

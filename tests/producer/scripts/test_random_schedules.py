@@ -198,16 +198,19 @@ def test_each_rule_of_the_scripts_is_needed(private_server: EmbeddedServer, rule
         ("unknown jobs", range(10, NUM_TRIES)),
         # An answer must outlive a log to do harm, which one schedule in some hundreds brings.
         ("stale answers", range(225, 600)),
+        # A call must be on its way for longer than a result is kept: one schedule in 20,000.
+        ("late begins", range(389_069_594, 389_069_595)),
     ],
 )
 def test_each_rule_of_the_callers_is_needed(
     private_server: EmbeddedServer, rule: str, seeds: range
 ) -> None:
-    """Two rules are kept by workers and clients themselves.
+    """Some rules are kept by workers and clients themselves.
 
     A worker that keeps what a lost pull brought holds jobs without pages for them (R6); a chain
     that goes on from an answer of long ago ends a job again whose log has expired (R10). While the
-    result is kept, that stands in for the log, so the second is shown without it.
+    result is kept, that stands in for the log, so the second is shown without it. A worker that
+    does not say until when it may begin logs begins one again that is over and gone (R7).
     """
     path = str(private_server.socket_path)
     changes = (NO_STAND_IN,) if rule == "stale answers" else ()

@@ -131,6 +131,8 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "append, delta": lambda s: s.log.append([replace(APPEND, delta='{"content":"x"}')]),
     "append, one token": lambda s: s.log.append_batch(3, _one_token()),
     "begin": lambda s: s.log.begin([FIRST], "w1"),
+    "begin, until": lambda s: s.log.begin([FIRST], "w1", 1_700_000_000_000),
+    "begin, told until": lambda s: s.log.begin([FIRST, TOLD], "w1", 1_700_000_000_000),
     "begin, whole": lambda s: s.log.begin([WHOLE, NOTHING], "w1"),
     "begin, messages": lambda s: s.log.begin([FIRST, TOLD], "w1"),
     "begin, prompt": lambda s: s.log.begin(

@@ -34,7 +34,8 @@ _CLOCK = f"""
 local server = redis
 local redis = {{ call = function(name, ...)
   if name == 'TIME' then
-    local ms = tonumber(server.call('GET', KEYS[1] .. ':now'))
+    local pool = string.gsub(KEYS[1], ':%d+}}$', '}}')
+    local ms = tonumber(server.call('GET', pool .. ':now'))
     return {{ math.floor(ms / 1000), ms % 1000 * 1000 }}
   end
   local args = {{ ... }}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from redis.exceptions import ResponseError
 from storm.actor import Actor
 from storm.network import CallLost
 from workers.stubs import owned_end, tokens
@@ -21,13 +22,14 @@ from tokenbus.producer.scripts.completing import Completed
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.evidence import Crash, Crowd, Evidence
 from tokenbus.producer.scripts.replies import LogStatus, PullStatus, RequeueStatus
+from tokenbus.worker.session import STALE_LEASES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from storm.network import Clock, Network
 
-    from tokenbus.producer.scripts.replies import HeldEntry, LogReply
+    from tokenbus.producer.scripts.replies import HeldEntry, LogReply, Renewal
 
     T = TypeVar("T")
 
@@ -45,6 +47,11 @@ KILLER = "j2"
 
 class SessionLost(Exception):
     """The session was lost before a call or under it."""
+
+
+def until_ms(renewal: Renewal) -> int:
+    """Return when the server takes what is written by a renewal for stale."""
+    return renewal.at_ms + int(STALE_LEASES * LEASE_S * 1000)
 
 
 @dataclass(eq=False, slots=True)
@@ -108,6 +115,7 @@ class StormWorker:
         self._num_starts = 0
         self._open = asyncio.Event()
         self._opened_at = self._renewed_at = 0.0
+        self._until_ms = 0
         self._settlement = asyncio.Lock()
         for loop in (self._lease_loop, self._work_loop, self._work_loop, self._keep_loop):
             self.tasks.append(asyncio.create_task(loop()))
@@ -120,7 +128,7 @@ class StormWorker:
 
     async def _call(self, make: Callable[[], Awaitable[T]]) -> T:
         """Run one exchange inside the session (R7). Raises: SessionLost."""
-        if self._open.is_set() and self.clock() - self._renewed_at > 3 * LEASE_S:
+        if self._open.is_set() and self.clock() - self._renewed_at > STALE_LEASES * LEASE_S:
             self._lose()
         if not self._open.is_set():
             raise SessionLost
@@ -128,6 +136,12 @@ class StormWorker:
         try:
             answer = await make()
         except CallLost:
+            if generation == self.generation:
+                self._lose()
+            raise SessionLost from None
+        except ResponseError as error:
+            if not str(error).startswith("UNLEASED"):
+                raise
             if generation == self.generation:
                 self._lose()
             raise SessionLost from None
@@ -151,22 +165,23 @@ class StormWorker:
     async def _reconcile(self) -> None:
         async with self._settlement:
             self.serial += 1
-            held = await self.scripts.lease.reconcile(
+            renewal = await self.scripts.lease.reconcile(
                 self.name, self.serial, int(LEASE_S * 1000), PAGES, PAGE_SIZE
             )
             for ride in self.jobs.values():
                 ride.last, ride.finish = None, ""
             self._opened_at = self._renewed_at = self.clock()
+            self._until_ms = until_ms(renewal)
             self._open.set()
-            await self._compare(held)
+            await self._compare(renewal.held)
 
     async def _renew(self) -> None:
         async with self._settlement:
-            held = await self._call(
+            renewal = await self._call(
                 lambda: self.scripts.lease.renew(self.name, int(LEASE_S * 1000), PAGES, PAGE_SIZE)
             )
-            self._renewed_at = self.clock()
-            await self._compare(held)
+            self._renewed_at, self._until_ms = self.clock(), until_ms(renewal)
+            await self._compare(renewal.held)
 
     async def _compare(self, held: list[HeldEntry]) -> None:
         """Believe the server: drop what it does not list, give back what we do not know (R6)."""
@@ -288,13 +303,17 @@ class StormWorker:
         written = [tokens(job_id, ride.epoch, *part) for part in parts]
         end = owned_end(job_id, ride.epoch, to, "cancelled" if ride.flag else "stop")
         item = Begin(job_id, ride.epoch, ride.start, written, end if is_over else None)
-        [reply] = await self._call(lambda: self.scripts.log.begin([item], self.name))
+        [reply] = await self._call(lambda: self._begun(item))
         if reply.status is LogStatus.OK and is_over:
             await self._ended(job_id, ride, end.finish)
         elif reply.status is LogStatus.LOG and reply.last:
             await self._give_back(job_id, ride)
         else:
             await self._obey(job_id, ride, reply)
+
+    async def _begun(self, item: Begin) -> list[LogReply]:
+        until_ms = 0 if "late begins" in self.skips else self._until_ms
+        return await self.scripts.log.begin([item], self.name, until_ms)
 
     async def _append(self, job_id: str, ride: Ride, last: int) -> None:
         ride.made = max(ride.made, min(LENGTH, last + self.chance.randint(1, 3)))

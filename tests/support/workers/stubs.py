@@ -106,7 +106,10 @@ class StubWorker:
     async def reconcile(self, ttl_ms: int = 60_000, pages: int = TOTAL_PAGES) -> list[HeldEntry]:
         """Take a new serial and learn what is held."""
         self.serial += 1
-        return await self.scripts.lease.reconcile(self.name, self.serial, ttl_ms, pages, PAGE_SIZE)
+        renewal = await self.scripts.lease.reconcile(
+            self.name, self.serial, ttl_ms, pages, PAGE_SIZE
+        )
+        return renewal.held
 
     async def pull(self, pages: int = TOTAL_PAGES, max_jobs: int = 64, **budget: object) -> Pulled:
         """Pull under a budget of `pages`."""

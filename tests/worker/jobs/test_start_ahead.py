@@ -193,6 +193,27 @@ async def test_start_whose_answer_was_lost_knows_its_log(
     assert [event.ids for event in events] == [(300,), *([] if is_over else [(301,)]), ()]
 
 
+async def test_answer_that_comes_after_the_lease_waits_for_the_next_one(
+    bench: PublisherBench, calls: list[str]
+) -> None:
+    """The server refuses it by its own clock; with the next renewal it goes out, once."""
+    seconds, _ = await raw(bench.scripts).time()
+    lost = asyncio.Event()
+    bench.publisher.session.when_lost(lambda _: lost.set())
+    bench.publisher.obey(AHEAD)
+    bench.publisher.obey(step_of_job(300, end=FinishReason.LENGTH))
+    bench.publisher.obey(OpenGate(0, time.monotonic(), (seconds - 10) * 1000))
+    async with asyncio.timeout(PATIENCE_S):
+        await lost.wait()
+    assert await entries_of(bench) == []
+    assert not any(isinstance(report, Committed) for report in bench.reports)
+    bench.publisher.obey(OpenGate(1, time.monotonic(), (seconds + 3600) * 1000))
+    await bench.first(Committed)
+    assert set(calls) == {"begin"}
+    events = await bench.scripts.log.events(JOB_ID) or []
+    assert [event.ids for event in events] == [(300,), ()]
+
+
 async def test_tokens_of_another_start_of_this_worker_are_not_its_own(
     bench: PublisherBench,
 ) -> None:
