@@ -13,11 +13,11 @@ from tokenbus.producer.scripts.evidence import Crowd, Evidence
 from tokenbus.producer.scripts.queue import read_ending
 from tokenbus.producer.scripts.replies import (
     HeldEntry,
-    Renewal,
     Orphan,
     Pulled,
     PulledJob,
     PullStatus,
+    Renewal,
     RequeueStatus,
 )
 
@@ -122,9 +122,7 @@ class LeaseScripts:
             bool(is_left),
         )
 
-    async def renew(
-        self, worker: str, ttl_ms: int, total_pages: int, page_size: int
-    ) -> Renewal:
+    async def renew(self, worker: str, ttl_ms: int, total_pages: int, page_size: int) -> Renewal:
         """Prolong the lease and return everything the server says the worker holds (R6)."""
         return await self._lease(worker, "", ttl_ms, total_pages, page_size)
 

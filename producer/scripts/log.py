@@ -148,9 +148,7 @@ class LogScripts:
             ],
         )
 
-    async def begin(
-        self, items: Sequence[Begin], worker: str, until_ms: int = 0
-    ) -> list[LogReply]:
+    async def begin(self, items: Sequence[Begin], worker: str, until_ms: int = 0) -> list[LogReply]:
         """Create the logs of starts from nothing, with what there is, in one server turn (R1, R2).
 
         A call that comes after `until_ms` of the server's time begins nothing (R7; 0: never).

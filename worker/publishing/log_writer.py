@@ -226,9 +226,7 @@ class LogWriter:
             if to == job.last:
                 job.unlogged_since = None
         worker, until_ms = self._host.worker, self._host.session.until_ms
-        others = await self._call(
-            lambda: self._scripts.begin_batch(shard, worker, until_ms, batch)
-        )
+        others = await self._call(lambda: self._scripts.begin_batch(shard, worker, until_ms, batch))
         now = time.monotonic()
         written: list[float] = []
         num_fresh = 0

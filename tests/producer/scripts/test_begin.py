@@ -232,7 +232,7 @@ async def test_client_hears_of_its_jobs_what_their_channels_say(
 
 
 async def test_begin_that_comes_after_its_lease_begins_nothing(scripts: Scripts) -> None:
-    """Log and result of a job that another has ended may be gone by then: nothing else would tell."""
+    """Log and result of a job that another has ended may be gone: nothing else would tell."""
     seconds, _ = await raw(scripts).time()
     for item in (FIRST, WHOLE):
         with pytest.raises(ResponseError, match="UNLEASED"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from tokenbus.producer.scripts import source
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from storm.actor import Actor
 
@@ -68,6 +68,16 @@ class Call:
     def weight(self) -> float:
         """Return how often it is picked beside others: work before housekeeping."""
         return _WEIGHTS.get(self.name, 1.0)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Pass over what the server refuses without having done anything, as nobody hears of it."""
+    try:
+        yield
+    except ResponseError as error:
+        if not str(error).startswith(("NOSCRIPT", "UNLEASED")):
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +194,7 @@ class Network:
             fate = 1 if surely else self.chance.randrange(3)
             call.outcome = CallLost(f"{call.name} was lost")
             if fate > 0:
-                with suppress(NoScriptError):
+                with _refusals():
                     answer = self.carry_out(call.actor.name, call.name, call.args, "early")
                     if fate == 1:
                         call.outcome = (answer,)
@@ -219,11 +229,9 @@ class Network:
             self.on_event(message[2].decode(), parse_message(message[3]))
 
     def _quietly(self, who: str, name: str, args: tuple[Any, ...], fate: str) -> None:
-        """Run a call whose answer nobody gets; a server that forgot the script does nothing."""
-        try:
+        """Run a call whose answer nobody gets."""
+        with _refusals():
             self.carry_out(who, name, args, fate)
-        except NoScriptError:
-            return
 
     def _delay(self, call: Call) -> None:
         self.late.append(Late(self.clock.now_s, call.name, call.args))
