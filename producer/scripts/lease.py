@@ -17,7 +17,6 @@ from tokenbus.producer.scripts.replies import (
     Pulled,
     PulledJob,
     PullStatus,
-    Renewal,
     RequeueStatus,
 )
 
@@ -32,6 +31,14 @@ if TYPE_CHECKING:
 # In the record: 1 speaks against a job, 2 lets it run alone, 3 ends it.
 MAX_ATTEMPTS = 3
 MAX_ESTIMATES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a worker holds, and when its lease was renewed: ms of the server's time."""
+
+    held: list[HeldEntry]
+    at_ms: int
 
 
 @dataclass(frozen=True, slots=True)

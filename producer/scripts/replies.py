@@ -188,14 +188,6 @@ class HeldEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Renewal:
-    """What a worker holds, and when its lease was renewed: ms of the server's time."""
-
-    held: list[HeldEntry]
-    at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
 class Orphan:
     """A job whose worker is dead; `num_held` counts those of that worker."""
 

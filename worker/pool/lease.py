@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from tokenbus.producer.answers import ServerAnswer
-    from tokenbus.producer.scripts.replies import HeldEntry, Renewal
+    from tokenbus.producer.scripts.lease import Renewal
+    from tokenbus.producer.scripts.replies import HeldEntry
     from tokenbus.producer.server.url import ServerUrl
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_job import HeldJob

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from storm.network import Clock, Network
 
-    from tokenbus.producer.scripts.replies import HeldEntry, LogReply, Renewal
+    from tokenbus.producer.scripts.lease import Renewal
+    from tokenbus.producer.scripts.replies import HeldEntry, LogReply
 
     T = TypeVar("T")
 
