@@ -171,6 +171,8 @@ class Engine:
                 plan, constrained.masks(plan), constrained.draft_masks(plan)
             )
             self._steps_total += 1
+            # The device computes meanwhile.
+            self._scheduler.prefill.register_planned()
         self._end_failed()
         if self._one_step_ahead:
             self._land()

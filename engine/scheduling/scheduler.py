@@ -85,6 +85,7 @@ class Scheduler:
 
     def remove(self, seq: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and free what it holds."""
+        self.prefill.register_planned()
         (self.running if seq.state is SequenceState.RUNNING else self.waiting).remove(seq)
         seq.move_to(SequenceState.FINISHED)
         seq.finish_reason = reason
@@ -100,6 +101,7 @@ class Scheduler:
         does not know, nobody can tell which of a draft's tokens were right.
         """
         plan = StepPlan()
+        self.prefill.register_planned()
         for seq in drafts or ():
             seq.needs_tokens = True
         self._plan_decode(plan)
@@ -241,7 +243,7 @@ class Scheduler:
         plan.preempted.append(seq)
 
     def _release(self, seq: Sequence) -> None:
-        self.prefill.drop_claims(seq)
+        self.prefill.drop_claim(seq)
         self.pool.release(seq.pages)
         if seq.row is not None:
             self._free_rows.append(seq.row)
