@@ -28,7 +28,7 @@ from tokenbus.engine.models.product import RoutingWatch
 from tokenbus.engine.types import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from tokenbus.engine.bench.demand import Demand
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.engine import Engine
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.types import StepOutput
 
 # Kernels that a profile lists by name.
 _NUM_KERNELS = 24
@@ -61,9 +62,8 @@ def run_workload(
     received = [0] * len(workload.prompts)
     step_s: list[float] = []
     started_at = last_at = time.perf_counter()
-    _add_all(engine, workload)
-    while engine.has_work:
-        for delta in engine.step().deltas:
+    for step in _steps(engine, workload):
+        for delta in step.deltas:
             if delta.error is not None:
                 raise EngineError(f"sequence {delta.request_id}: {delta.error}")
             received[delta.request_id] += len(delta.token_ids)
@@ -113,12 +113,18 @@ def _mean_experts(watch: RoutingWatch) -> float:
     return float(num_experts / max(1, num_passes))
 
 
-def _add_all(engine: Engine, workload: OfflineWorkload) -> None:
-    """Give the engine every sequence, its place being its id and seed."""
+def _steps(engine: Engine, workload: OfflineWorkload) -> Iterator[StepOutput]:
+    """Give the engine every sequence, its place being its id and seed, and step to the last token.
+
+    As `LLM` does: the device begins as soon as there is enough for a step.
+    """
     lengths = enumerate(zip(workload.prompts, workload.output_lens, strict=True))
     for idx, (prompt, length) in lengths:
         params = replace(workload.params, max_tokens=length, seed=idx)
-        engine.add(Request(idx, prompt, params))
+        if engine.add(Request(idx, prompt, params)):
+            yield engine.step()
+    while engine.has_work:
+        yield engine.step()
 
 
 def _check_lengths(workload: OfflineWorkload, received: Sequence[int]) -> None:

@@ -44,6 +44,11 @@ class PendingStep:
         """Return a step that has drawn nothing yet."""
         return cls(plan, plan.sampled(), plan.drafted())
 
+    @property
+    def is_done(self) -> bool:
+        """Tell whether a GPU is known to have computed it, without a wait."""
+        return self.ready is not None and self.ready.query()
+
     def leave(self) -> None:
         """Start the copy of what was drawn or forced from a GPU to the host."""
         if not (self.draws or self.drafted_draws or self.forced_scores):

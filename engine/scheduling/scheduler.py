@@ -83,6 +83,16 @@ class Scheduler:
         for seq in seqs:
             _insert(self.waiting, seq)
 
+    def fills_step(self) -> bool:
+        """Tell whether what waits is, by its tokens, as much as a step may compute."""
+        room = self.sizer.max_tokens
+        for seq in self.waiting:
+            if not seq.awaits_grammar:
+                room -= len(seq.token_ids)
+            if room <= 0:
+                return True
+        return False
+
     def remove(self, seq: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and free what it holds."""
         self.prefill.register_planned()

@@ -23,7 +23,7 @@ class EngineLike(Protocol):
         """True while any request is unfinished."""
         ...
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request) -> object:
         """Queue a request."""
         ...
 
