@@ -6,7 +6,6 @@ Stands alone: `python -P -m tokenbus.engine.bench.command` needs torch, triton a
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import time
 from dataclasses import replace
@@ -177,10 +176,7 @@ def _run(
     engine = engine_for(loaded, config, beat.note)
     beat.note("warming up")
     measure.run_workload(engine, uniform("warm-up", 4, 100, 8))
-    # As a worker's engine process does: a collection that looks at all that libraries have made is
-    # a step of 0.2 to 0.4 s.
-    gc.collect()
-    gc.freeze()
+    measure.freeze_startup_objects()
     ready_at = time.perf_counter()
     print(
         f"{args.model}: loaded in {loaded_at - started_at:.1f} s, ready in"

@@ -47,7 +47,8 @@ class PendingStep:
     @property
     def is_done(self) -> bool:
         """Tell whether a GPU is known to have computed it, without a wait."""
-        return self.ready is not None and self.ready.query()
+        ready = self.ready
+        return ready is not None and bool(ready.query())  # type: ignore[no-untyped-call]
 
     def leave(self) -> None:
         """Start the copy of what was drawn or forced from a GPU to the host."""

@@ -95,9 +95,8 @@ class NullEngine:
         return False
 
     def add(self, request: Request) -> bool:
-        """Queue a request.
+        """Queue a request; no step is due, for nothing is computed beside the host.
 
-        Returns: False, for nothing is computed beside the host.
         Raises: RequestRejected if it is malformed, SequenceTooLong if it can never fit.
         """
         params = request.params
