@@ -109,9 +109,11 @@ class Engine:
         """Build what the first grammar would hold up all others for, if there may be grammars."""
         self._constrained.warm_up()
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request) -> bool:
         """Queue a request.
 
+        Returns: whether the device has nothing to do while prompts that fill a step wait for it, so
+            that `step` is better called before more is prepared.
         Raises: RequestRejected with the field's name; SequenceTooLong with the numbers.
         """
         if request.request_id in self._requests:
@@ -130,6 +132,7 @@ class Engine:
         self._arrivals += 1
         self._requests[request.request_id] = seqs
         self._scheduler.add(seqs)
+        return self._awaits_step()
 
     def abort(self, request_id: int, choice: int | None = None) -> None:
         """End a request, or one choice of it; pages are free at once (no-op if unknown)."""
@@ -171,6 +174,8 @@ class Engine:
                 plan, constrained.masks(plan), constrained.draft_masks(plan)
             )
             self._steps_total += 1
+            # The device computes meanwhile.
+            self._scheduler.prefill.register_planned()
         self._end_failed()
         if self._one_step_ahead:
             self._land()
@@ -184,6 +189,11 @@ class Engine:
             preempted=tuple(seq.request.request_id for seq in plan.preempted),
             stats=self.stats(),
         )
+
+    def _awaits_step(self) -> bool:
+        """Tell whether a device that computes beside the host stands still before a full step."""
+        is_busy = self._inflight is not None and not self._inflight.is_done
+        return self._one_step_ahead and not is_busy and self._scheduler.fills_step()
 
     def _drafts(self) -> Drafts | None:
         return None if self._drafting is None else self._drafting.drafts(self._scheduler.running)

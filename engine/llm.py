@@ -211,11 +211,12 @@ class LLM:
         first_id = self._next_id
         self._next_id += len(prompts)
         batch = OfflineBatch(self.engine, self.tokenizer, first_id, grammar_field)
+        begin = [
+            partial(batch.begin, prepare, item)
+            for prepare, item in zip(prompts, params, strict=True)
+        ]
         try:
-            for prepare, item in zip(prompts, params, strict=True):
-                batch.begin(prepare, item)
-            batch.end_failed()
-            self._drain(batch, progress=progress)
+            self._answer(batch, begin, progress=progress)
             outputs = batch.close()
         except BaseException:
             for request_id in range(first_id, self._next_id):
@@ -226,8 +227,20 @@ class LLM:
             raise errors[0]
         return outputs
 
-    def _drain(self, batch: OfflineBatch, *, progress: bool) -> None:
+    def _answer(
+        self, batch: OfflineBatch, begin: Sequence[Callable[[], bool]], *, progress: bool
+    ) -> None:
+        """Begin requests, and step until all have ended.
+
+        The device computes while further prompts are prepared: to tokenise one takes longer than
+        to launch a step.
+        """
         with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-            task = bar.add_task("generating", total=batch.num_open)
+            task = bar.add_task("generating", total=len(begin))
+            for begin_next in begin:
+                if begin_next():
+                    bar.advance(task, batch.take(self.engine.step()))
+            batch.end_failed()
+            bar.update(task, total=batch.num_open)
             while self.engine.has_work:
                 bar.advance(task, batch.take(self.engine.step()))

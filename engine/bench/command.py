@@ -176,6 +176,7 @@ def _run(
     engine = engine_for(loaded, config, beat.note)
     beat.note("warming up")
     measure.run_workload(engine, uniform("warm-up", 4, 100, 8))
+    measure.freeze_startup_objects()
     ready_at = time.perf_counter()
     print(
         f"{args.model}: loaded in {loaded_at - started_at:.1f} s, ready in"

@@ -44,6 +44,12 @@ class PendingStep:
         """Return a step that has drawn nothing yet."""
         return cls(plan, plan.sampled(), plan.drafted())
 
+    @property
+    def is_done(self) -> bool:
+        """Tell whether a GPU is known to have computed it, without a wait."""
+        ready = self.ready
+        return ready is not None and bool(ready.query())  # type: ignore[no-untyped-call]
+
     def leave(self) -> None:
         """Start the copy of what was drawn or forced from a GPU to the host."""
         if not (self.draws or self.drafted_draws or self.forced_scores):

@@ -166,7 +166,7 @@ class PromptGraphs:
 
         There is time to run it once before, so that whatever it needs is compiled and loaded.
         """
-        self._send(self._fill(shape, [], []), shape)
+        self._send(shape, [], [])
         self._compute(shape)
         self._captured(shape)
 
@@ -184,7 +184,7 @@ class PromptGraphs:
         shape = self.shape(num_tokens, len(chunks), len(seqs))
         if shape is None:
             return None
-        self._send(self._fill(shape, chunks, seqs), shape)
+        self._send(shape, chunks, seqs)
         self._captured(shape)()
         return self._hidden[: shape.num_tokens + shape.num_rows], shape.num_tokens
 
@@ -205,22 +205,26 @@ class PromptGraphs:
             self._passes[key] = self._capture(lambda: self._compute(shape))
         return self._passes[key]
 
-    def _send(self, values: NDArray[np.int64], shape: PassShape) -> None:
-        self._rows.copy_into(self._staged[: sum(shape.parts())], values)
+    def _send(self, shape: PassShape, chunks: list[PrefillChunk], seqs: list[Sequence]) -> None:
+        with self._rows.writing(self._staged[: sum(shape.parts())]) as values:
+            self._fill(values, shape, chunks, seqs)
 
     def _fill(
-        self, shape: PassShape, chunks: list[PrefillChunk], seqs: list[Sequence]
-    ) -> NDArray[np.int64]:
+        self,
+        values: NDArray[np.int64],
+        shape: PassShape,
+        chunks: list[PrefillChunk],
+        seqs: list[Sequence],
+    ) -> None:
         """Write what a pass reads: ids, positions, owning rows, then per sequence row and length.
 
         Sequences have borders last. Padding belongs to the row whose pages are scratch; prompts
         that are none end where the last one ends, and rows that are none have no tokens.
         """
-        host = np.zeros(sum(shape.parts()), np.int64)
-        parts = np.split(host, list(accumulate(shape.parts()))[:-1])
+        ends = accumulate(shape.parts())
+        parts = (values[end - num : end] for num, end in zip(shape.parts(), ends, strict=True))
         ids, positions, owners, table_rows, lens, borders = parts
-        owners[:] = table_rows[:] = self._rows.padding_row
-        first = 0
+        first = borders[0] = 0
         for idx, chunk in enumerate(chunks):
             end = first + chunk.num_tokens
             ids[first:end] = chunk.token_ids()
@@ -228,6 +232,9 @@ class PromptGraphs:
             owners[first:end] = table_rows[idx] = chunk.seq.row or 0
             lens[idx] = chunk.length
             borders[idx + 1] = first = end
+        # What an earlier pass has left behind these.
+        ids[first:] = positions[first:] = lens[len(chunks) :] = 0
+        owners[first:] = table_rows[len(chunks) :] = self._rows.padding_row
         borders[len(chunks) + 1 : shape.num_seqs + 1] = first
         borders[shape.num_seqs + 1 :] = np.arange(1, shape.num_rows + 1) + shape.num_tokens
         if seqs:
@@ -236,7 +243,6 @@ class PromptGraphs:
             owners[rows], positions[rows] = decoding[:, 0], decoding[:, 1] - 1
             rows = slice(shape.num_seqs, shape.num_seqs + len(seqs))
             table_rows[rows], lens[rows] = decoding[:, 0], decoding[:, 1]
-        return host
 
     def _compute(self, shape: PassShape) -> None:
         """Run the pass that the staged values describe; nothing is decided on the host."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from tokenbus.engine.scheduling.sequence import Sequence
@@ -28,12 +29,14 @@ class _Twin:
         self._values = self._host.numpy()
         self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no type here
 
-    def send(self, staged: Tensor, values: list[int] | NDArray[np.int64] | Tensor) -> None:
-        """Copy integers to the beginning of the static memory, once the last ones are there."""
+    def values(self, staged: Tensor) -> NDArray[np.int64]:
+        """Return what the beginning of the static memory is to hold, once the last is there."""
         self._sent.synchronize()
-        num = staged.numel()
-        self._values[:num].reshape(staged.shape)[...] = values
-        staged.copy_(self._host[:num].view_as(staged), non_blocking=True)
+        return self._values[: staged.numel()].reshape(staged.shape)
+
+    def send(self, staged: Tensor) -> None:
+        """Start to copy these values to the beginning of the static memory."""
+        staged.copy_(self._host[: staged.numel()].view_as(staged), non_blocking=True)
         self._sent.record()
 
 
@@ -88,6 +91,7 @@ class RowState:
         new_rows = [seq.row or 0 for seq in self._assigned]
         num_prompt = [seq.num_prompt for seq in self._assigned]
         self._assigned.clear()
+        # Every sequence that decodes is looked at in every step; few have a new page.
         slots: list[int] = []
         pages: list[int] = []
         for seq in seqs:
@@ -102,13 +106,17 @@ class RowState:
                 self._num_sent[row] = num_pages
         if not new_rows and not slots:
             return
-        staged = self.to_device([*new_rows, *num_prompt, *slots, *pages])
-        lens, places = staged[: 2 * len(new_rows)], staged[2 * len(new_rows) :]
-        if new_rows:
-            self.num_prompt.index_copy_(0, *lens.view(2, -1))
+        # Two page ids in each of the last values.
+        packed = np.zeros(len(pages) + len(pages) % 2, np.int32)
+        packed[: len(pages)] = pages
+        known = np.array([*new_rows, *num_prompt, *slots], np.int64)
+        staged = self.to_device(np.concatenate((known, packed.view(np.int64))))
+        num_new = len(new_rows)
+        if num_new:
+            self.num_prompt.index_copy_(0, staged[:num_new], staged[num_new : 2 * num_new])
         if slots:
-            at, page_ids = places.view(2, -1)
-            self.block_table.view(-1).index_copy_(0, at, page_ids.to(torch.int32))
+            at, page_ids = staged[2 * num_new : len(known)], staged[len(known) :]
+            self.block_table.view(-1).index_copy_(0, at, page_ids.view(torch.int32)[: len(pages)])
 
     def table_width(self, num_pages: int) -> int:
         """Return how wide the block table of a pass is whose longest sequence has `num_pages`."""
@@ -125,18 +133,29 @@ class RowState:
         return host.to(self.device, non_blocking=True)
 
     def copy_into(self, staged: Tensor, values: list[int] | NDArray[np.int64] | Tensor) -> None:
-        """Copy integers to where a captured pass reads them, without waiting for the device.
+        """Copy integers to where a captured pass reads them: see `writing`."""
+        with self.writing(staged) as host:
+            host[...] = values
 
-        What was sent to the same place before is waited for; a pass sends once.
+    @contextmanager
+    def writing(self, staged: Tensor) -> Iterator[NDArray[np.int64]]:
+        """Yield what a captured pass is to read from `staged`, all to be written inside.
+
+        It is copied there behind the block, without waiting for the device. What was sent to the
+        same place before is waited for; a pass sends once.
         """
         if self.device.type != "cuda":
-            staged.copy_(torch.as_tensor(values))
+            yield staged.numpy()
             return
         twin = self._twins.get(staged.data_ptr())
         if twin is None:
             twin = self._twins[staged.data_ptr()] = _Twin(staged)
-        twin.send(staged, values)
+        yield twin.values(staged)
+        twin.send(staged)
 
     def _host(self, values: list[int] | NDArray[np.int64] | Tensor, dtype: torch.dtype) -> Tensor:
+        if isinstance(values, list):
+            # Torch reads a list three times as slowly.
+            values = np.array(values, np.int64)
         host = torch.as_tensor(values, dtype=dtype)
         return host.pin_memory() if self.device.type == "cuda" else host

@@ -94,8 +94,8 @@ class NullEngine:
         """Tell whether everything left waits for something outside the steps: never."""
         return False
 
-    def add(self, request: Request) -> None:
-        """Queue a request.
+    def add(self, request: Request) -> bool:
+        """Queue a request; no step is due, for nothing is computed beside the host.
 
         Raises: RequestRejected if it is malformed, SequenceTooLong if it can never fit.
         """
@@ -126,6 +126,7 @@ class NullEngine:
         self._sequences[request.request_id] = NullSequence(
             request, self._order, lengths, done, faults, lengths[0]
         )
+        return False
 
     def abort(self, request_id: int, choice: int | None = None) -> None:
         """End a request, or one choice of it; its pages are free with its last choice."""

@@ -47,8 +47,11 @@ class AnsweringEngine(Protocol):
     def limits(self) -> EngineLimits:
         """Return the model's limits."""
 
-    def add(self, request: Request) -> None:
-        """Take a request. Raises: RequestRejected or SequenceTooLong."""
+    def add(self, request: Request) -> bool:
+        """Take a request, and tell whether a step is due.
+
+        Raises: RequestRejected or SequenceTooLong.
+        """
 
     def abort(self, request_id: int, choice: int | None = None) -> object:
         """End a request, or one choice of it."""
@@ -85,15 +88,19 @@ class OfflineBatch:
 
     def begin(
         self, prepare: Callable[[SamplingParams], OfflinePrompt], params: SamplingParams
-    ) -> None:
-        """Give the next request to the engine, or its refusal to its output."""
+    ) -> bool:
+        """Give the next request to the engine, or its refusal to its output.
+
+        Returns: whether the engine is to make a step before the next one: see `Engine.add`.
+        """
         idx = len(self.outputs)
         self.outputs.append(Output((), [Completion()]))
         with self._containment.guard(idx, "its prompt was prepared"):
             try:
-                self._begin(idx, prepare, params)
+                return self._begin(idx, prepare, params)
             except (RequestRejected, SequenceTooLong) as error:
                 self.outputs[idx].fail(error)
+        return False
 
     def take(self, step: StepOutput) -> int:
         """Add what a step has delivered; return how many choices ended with it."""
@@ -135,7 +142,7 @@ class OfflineBatch:
         idx: int,
         prepare: Callable[[SamplingParams], OfflinePrompt],
         params: SamplingParams,
-    ) -> None:
+    ) -> bool:
         output = self.outputs[idx]
         params = resolved_params(params)
         if self._tokenizer is None and params.stop:
@@ -145,10 +152,11 @@ class OfflineBatch:
         output.sampling = params.open_among(self._engine.limits.sampling_defaults)
         # Stop strings are found in text, here; the engine sees ids only.
         told: dict[str, Any] = {**output.sampling, "stop": ()}
-        self._engine.add(Request(self._first_id + idx, prompt.ids, replace(params, **told)))
+        request = Request(self._first_id + idx, prompt.ids, replace(params, **told))
+        is_step_due = self._engine.add(request)
         output.choices = [Completion() for _ in range(params.n)]
         if self._tokenizer is None:
-            return
+            return is_step_due
         name = secrets.token_hex(8)
         for choice in range(params.n):
             key = (idx, choice)
@@ -156,6 +164,7 @@ class OfflineBatch:
             if prompt.form is not None:
                 named = partial(call_id, name, choice)
                 self._readers[key] = AnswerReader(prompt.form, named)
+        return is_step_due
 
     def _take(self, idx: int, delta: TokenDelta) -> bool:
         """Add a delta to its choice; return True if the choice ended with it."""

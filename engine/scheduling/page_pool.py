@@ -77,15 +77,14 @@ class PagePool:
                 f"{count} pages asked for, {self.num_free} free and {self.num_evictable} evictable"
                 f" of {self.num_usable}; wait for a sequence to end or preempt one"
             )
-        pages = []
-        for _ in range(count):
-            if self._free:
-                page_id = self._free.popleft()
-            else:
-                page_id, _ = self._evictable.popitem(last=False)
-                self.prefixes.drop(page_id)
-            self._refs[page_id] = 1
+        take_free, refs = self._free.popleft, self._refs
+        pages = [take_free() for _ in range(min(count, len(self._free)))]
+        for _ in range(count - len(pages)):
+            page_id, _ = self._evictable.popitem(last=False)
+            self.prefixes.drop(page_id)
             pages.append(page_id)
+        for page_id in pages:
+            refs[page_id] = 1
         return pages
 
     def share(self, page_id: int) -> None:
@@ -102,16 +101,17 @@ class PagePool:
 
         The tail comes back first, so that it is evicted before the head it depends on.
         """
+        counts, hash_of, evictable = self._refs, self.prefixes.hash_of, self._evictable
         for page_id in reversed(pages):
-            refs = self._refs[page_id]
+            refs = counts[page_id]
             if refs <= 0:
                 raise IntegrityError(f"page {page_id} released with ref count {refs}")
-            self._refs[page_id] = refs - 1
+            counts[page_id] = refs - 1
             if refs == 1:
-                if self.prefixes.hash_of(page_id) is None:
+                if hash_of(page_id) is None:
                     self._free.append(page_id)
                 else:
-                    self._evictable[page_id] = None
+                    evictable[page_id] = None
             elif refs == 2:
                 self.num_shared -= 1
 

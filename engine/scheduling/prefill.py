@@ -1,9 +1,13 @@
-"""Prefill planning: which prompt tokens a step computes, which siblings wait, fair shares.
+"""Prefill planning: which prompt tokens a step computes, and which siblings wait.
 
 Sequences whose next page is being computed by another one do not compute it again. They are its
 siblings: they wait, and take each page as soon as a chunk that fills it was planned, which may be
 in the same step, because every layer writes all keys and values before any query reads them. If
 the leader goes, the oldest sibling finds the page unclaimed and leads from there.
+
+Pages are hashed when somebody has to know: one that finds nothing in the cache hashes its first
+alone before it is planned, and claims the next that it computes, no others. What a step computes is
+hashed when that step is under way, unless siblings wait for it.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.scheduling.plan import PrefillChunk
+from tokenbus.engine.scheduling.shares import choose_wishes, crowd_shares, shares_in_turn
 
 if TYPE_CHECKING:
     from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
@@ -18,11 +23,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.scheduling.plan import StepPlan
     from tokenbus.engine.scheduling.prefix_cache import PageHash
     from tokenbus.engine.scheduling.sequence import Sequence
-
-# How many long prompts a step's tokens are split between at most, how many of a step so large that
-# a part has as many tokens as most prompts, and how small a part may be.
-_MAX_SHARES, _MANY_SHARES = 4, 16
-_LARGE_SHARE_TOKENS, _LEAST_SHARE_TOKENS = 2048, 16
 
 
 class PrefillPlanner:
@@ -32,6 +32,7 @@ class PrefillPlanner:
         self._pool = pool
         self._enabled = prefix_cache
         self._claims: dict[PageHash, Sequence] = {}
+        self._unregistered: list[Sequence] = []
         self.cached_tokens_total = 0
 
     def cacheable_pages(self, seq: Sequence) -> int:
@@ -45,20 +46,34 @@ class PrefillPlanner:
 
     def count_hits(self, seq: Sequence) -> tuple[int, int, int]:
         """Return how many leading pages are (held, evictable, being computed by a leader)."""
-        held = evictable = claimed = 0
-        limit, lookup = self.cacheable_pages(seq), self._pool.lookup
-        for page_hash in seq.page_hashes(limit, self._pool.page_size)[:limit]:
+        held = evictable = 0
+        page_size, lookup = self._pool.page_size, self._pool.lookup
+        for page_idx in range(self.cacheable_pages(seq)):
+            page_hash = seq.page_hash(page_idx, page_size)
             page_id = lookup(page_hash)
-            if page_id is not None and not claimed:
-                if self._pool.ref_count(page_id):
-                    held += 1
-                else:
-                    evictable += 1
-            elif page_hash in self._claims:
-                claimed += 1
+            if page_id is None:
+                leader = self._claims.get(page_hash)
+                claimed = 0 if leader is None else self._num_alike(leader, seq, page_idx)
+                return held, evictable, claimed
+            if self._pool.ref_count(page_id):
+                held += 1
             else:
-                break
-        return held, evictable, claimed
+                evictable += 1
+        return held, evictable, 0
+
+    def _num_alike(self, leader: Sequence, seq: Sequence, first_page: int) -> int:
+        """Count the cacheable pages from `first_page` on that two sequences have in common.
+
+        That page is one of them.
+        """
+        page_size = self._pool.page_size
+        first_end = (first_page + 1) * page_size
+        last_end = min(self.cacheable_pages(leader), self.cacheable_pages(seq)) * page_size
+        for end in range(first_end, last_end, page_size):
+            page = slice(end, end + page_size)
+            if leader.token_ids[page] != seq.token_ids[page]:
+                return end // page_size - first_page
+        return max(first_end, last_end) // page_size - first_page
 
     def take_hits(self, seq: Sequence) -> None:
         """Share cached pages from the sequence's position on; find its leader, or claim to lead."""
@@ -68,9 +83,9 @@ class PrefillPlanner:
             return
         limit = self.cacheable_pages(seq)
         page_idx = seq.num_computed // page_size
-        hashes, lookup = seq.page_hashes(limit, page_size), self._pool.lookup
+        lookup = self._pool.lookup
         while page_idx < limit and page_idx == len(seq.pages):
-            page_hash = hashes[page_idx]
+            page_hash = seq.page_hash(page_idx, page_size)
             page_id = lookup(page_hash)
             if page_id is None:
                 leader = self._claims.get(page_hash)
@@ -83,17 +98,24 @@ class PrefillPlanner:
             page_idx += 1
             seq.num_computed = page_idx * page_size
             seq.num_registered = page_idx
-        for page_hash in hashes[page_idx:limit]:
-            self._claims.setdefault(page_hash, seq)
+        self._claim(seq, page_idx)
 
-    def drop_claims(self, seq: Sequence) -> None:
-        """Stop leading (the sequence was preempted, aborted or is done with its prompt)."""
-        if not self._claims:
+    def _claim(self, seq: Sequence, page_idx: int) -> None:
+        """Let others wait for the page that a sequence computes next, if they may share it."""
+        page_hash = None
+        if page_idx < self.cacheable_pages(seq):
+            page_hash = seq.page_hash(page_idx, self._pool.page_size)
+        if page_hash == seq.claim:
             return
-        limit = self.cacheable_pages(seq)
-        for page_hash in seq.page_hashes(limit, self._pool.page_size)[:limit]:
-            if self._claims.get(page_hash) is seq:
-                del self._claims[page_hash]
+        self.drop_claim(seq)
+        if page_hash is not None and self._claims.setdefault(page_hash, seq) is seq:
+            seq.claim = page_hash
+
+    def drop_claim(self, seq: Sequence) -> None:
+        """Stop leading (the sequence was preempted, aborted or is done with its prompt)."""
+        if seq.claim is not None:
+            del self._claims[seq.claim]
+            seq.claim = None
 
     def plan_step(
         self, candidates: list[Sequence], sizer: ChunkSizer, plan: StepPlan, *, streaming: bool
@@ -124,6 +146,7 @@ class PrefillPlanner:
         open_seqs = list(candidates)
         total = 0
         while open_seqs and budget > 0:
+            self.register_planned()
             active: list[Sequence] = []
             waiting: list[Sequence] = []
             for seq in open_seqs:
@@ -169,11 +192,18 @@ class PrefillPlanner:
             self.cached_tokens_total += start
             plan.admitted.append(seq)
         seq.num_computed = end
-        self.register_full_pages(seq)
+        if self._enabled:
+            self._unregistered.append(seq)
         plan.prefill.append(PrefillChunk(seq, start, end, samples=end == len(seq.token_ids)))
         if end == last:
-            self.drop_claims(seq)
+            self.drop_claim(seq)
         return end - start
+
+    def register_planned(self) -> None:
+        """Hash the pages that planned chunks fill: before anybody looks for them or frees them."""
+        for seq in self._unregistered:
+            self.register_full_pages(seq)
+        self._unregistered.clear()
 
     def register_full_pages(self, seq: Sequence) -> None:
         """Hash the pages whose tokens are all known and computed (or planned in this step)."""
@@ -185,90 +215,7 @@ class PrefillPlanner:
             return
         hashes = seq.page_hashes(num_full, page_size)
         for page_idx in range(seq.num_registered, num_full):
-            page_hash = hashes[page_idx]
-            self._pool.register(seq.pages[page_idx], page_hash)
-            if self._claims.get(page_hash) is seq:
-                del self._claims[page_hash]
+            self._pool.register(seq.pages[page_idx], hashes[page_idx])
         seq.num_registered = num_full
-
-
-def choose_wishes(wanted: list[int], budget: int) -> list[int]:
-    """Return the places of the wishes that share `budget`, first come first, in their order.
-
-    Shares of a few tokens would bring all prompts of a crowd to their first token at the end, in
-    chunks that use a tile of the attention badly: as many take part as can have a quarter of the
-    budget, of a large one 2,048 tokens, or all they wish. Wishes for more leave half of it to
-    shorter ones behind them.
-    """
-    least = _least_share(budget)
-    room, long_room = budget, budget // 2
-    chosen: list[int] = []
-    passed: list[int] = []
-    for idx, wish in enumerate(wanted):
-        part = min(wish, least)
-        if room < part:
-            chosen += [idx] * (room >= _LEAST_SHARE_TOKENS)
-            room = 0
-            break
-        if wish > least and long_room < part:
-            passed.append(idx)
-            continue
-        chosen.append(idx)
-        room -= part
-        long_room -= part if wish > least else 0
-    for idx in passed:
-        if room < least:
-            break
-        chosen.append(idx)
-        room -= least
-    # Whatever the budget is, somebody goes on.
-    return sorted(chosen) or [0] * bool(wanted)
-
-
-def crowd_shares(wanted: list[int], budget: int) -> list[int]:
-    """Split `budget` over wishes that were chosen for it: first what each was chosen for, in turn.
-
-    So the last in line may get less than it wishes, and nobody else's prompt is cut for it; what is
-    left is shared out fairly.
-    """
-    least = _least_share(budget)
-    first = shares_in_turn([min(wish, least) for wish in wanted], budget)
-    more = [wish - share for wish, share in zip(wanted, first, strict=True)]
-    rest = fair_shares(more, budget - sum(first))
-    return [share + part for share, part in zip(first, rest, strict=True)]
-
-
-def _least_share(budget: int) -> int:
-    """Return the tokens that a long prompt may have of a step before others join it."""
-    large = min(_LARGE_SHARE_TOKENS, budget // _MAX_SHARES)
-    return max(_LEAST_SHARE_TOKENS, budget // _MANY_SHARES, large)
-
-
-def fair_shares(wanted: list[int], budget: int) -> list[int]:
-    """Split `budget` so that small wishes are met in full and large ones get equal parts.
-
-    Whole tokens; the remainder of a division goes to the first in line.
-    """
-    shares = [0] * len(wanted)
-    left = budget
-    by_size = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    for rank, idx in enumerate(by_size):
-        part = left // (len(by_size) - rank)
-        shares[idx] = min(wanted[idx], part)
-        left -= shares[idx]
-    for idx, wish in enumerate(wanted):
-        if left <= 0:
-            break
-        extra = min(left, wish - shares[idx])
-        shares[idx] += extra
-        left -= extra
-    return shares
-
-
-def shares_in_turn(wanted: list[int], budget: int) -> list[int]:
-    """Split `budget` so that the first in line has its wish before the next one gets anything."""
-    shares = []
-    for wish in wanted:
-        shares.append(min(wish, budget))
-        budget -= shares[-1]
-    return shares
+        if seq.claim is not None:
+            self._claim(seq, num_full)

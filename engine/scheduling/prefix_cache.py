@@ -28,7 +28,10 @@ class PrefixCache:
     """
 
     def __init__(self) -> None:
-        self._pages_of: dict[PageHash, dict[int, None]] = {}
+        # Nearly every content lies in one page: the others have a table of their own, for a
+        # container per page would keep Python's collector busy.
+        self._page_of: dict[PageHash, int] = {}
+        self._others_of: dict[PageHash, list[int]] = {}
         self._hash_of: dict[int, PageHash] = {}
 
     def __len__(self) -> int:
@@ -37,13 +40,11 @@ class PrefixCache:
 
     def __contains__(self, page_hash: PageHash) -> bool:
         """Tell whether some page holds this content."""
-        return page_hash in self._pages_of
+        return page_hash in self._page_of
 
     def lookup(self, page_hash: PageHash) -> int | None:
         """Return a page that holds this content."""
-        for page_id in self._pages_of.get(page_hash, ()):
-            return page_id
-        return None
+        return self._page_of.get(page_hash)
 
     def hash_of(self, page_id: int) -> PageHash | None:
         """Return the hash of a page, if it has one."""
@@ -54,21 +55,29 @@ class PrefixCache:
         if page_id in self._hash_of:
             return
         self._hash_of[page_id] = page_hash
-        self._pages_of.setdefault(page_hash, {})[page_id] = None
+        if self._page_of.setdefault(page_hash, page_id) != page_id:
+            self._others_of.setdefault(page_hash, []).append(page_id)
 
     def drop(self, page_id: int) -> None:
         """Drop a page from the index (no-op if it has no hash)."""
         page_hash = self._hash_of.pop(page_id, None)
         if page_hash is None:
             return
-        pages = self._pages_of[page_hash]
-        del pages[page_id]
-        if not pages:
-            del self._pages_of[page_hash]
+        others = self._others_of.get(page_hash)
+        if others is None:
+            del self._page_of[page_hash]
+            return
+        if self._page_of[page_hash] == page_id:
+            self._page_of[page_hash] = others.pop(0)
+        else:
+            others.remove(page_id)
+        if not others:
+            del self._others_of[page_hash]
 
     def clear(self) -> list[int]:
         """Forget everything and return the pages that had a hash."""
         pages = list(self._hash_of)
         self._hash_of.clear()
-        self._pages_of.clear()
+        self._page_of.clear()
+        self._others_of.clear()
         return pages

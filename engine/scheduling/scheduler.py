@@ -83,8 +83,19 @@ class Scheduler:
         for seq in seqs:
             _insert(self.waiting, seq)
 
+    def fills_step(self) -> bool:
+        """Tell whether what waits is, by its tokens, as much as a step may compute."""
+        room = self.sizer.max_tokens
+        for seq in self.waiting:
+            if not seq.awaits_grammar:
+                room -= len(seq.token_ids)
+            if room <= 0:
+                return True
+        return False
+
     def remove(self, seq: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and free what it holds."""
+        self.prefill.register_planned()
         (self.running if seq.state is SequenceState.RUNNING else self.waiting).remove(seq)
         seq.move_to(SequenceState.FINISHED)
         seq.finish_reason = reason
@@ -100,6 +111,7 @@ class Scheduler:
         does not know, nobody can tell which of a draft's tokens were right.
         """
         plan = StepPlan()
+        self.prefill.register_planned()
         for seq in drafts or ():
             seq.needs_tokens = True
         self._plan_decode(plan)
@@ -241,7 +253,7 @@ class Scheduler:
         plan.preempted.append(seq)
 
     def _release(self, seq: Sequence) -> None:
-        self.prefill.drop_claims(seq)
+        self.prefill.drop_claim(seq)
         self.pool.release(seq.pages)
         if seq.row is not None:
             self._free_rows.append(seq.row)

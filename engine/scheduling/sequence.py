@@ -61,6 +61,9 @@ class Sequence:
     `prompt_logprobs` are those of the first `num_prompt_scored` ids until they are all there and
     delivered; a sequence that brings none counts as scored.
 
+    `leader` computes the page that comes next, and `claim` is the hash of that page where others
+    wait for this sequence to compute it: see `PrefillPlanner`.
+
     Sorted by `order`, the best priority comes first, then the oldest, then the first choice.
     """
 
@@ -68,6 +71,7 @@ class Sequence:
         "_hashes",
         "awaits_grammar",
         "choice",
+        "claim",
         "decoding",
         "draft",
         "draws_forced",
@@ -123,6 +127,7 @@ class Sequence:
         self.was_admitted = False
         self.was_started = False
         self.leader: Sequence | None = None
+        self.claim: PageHash | None = None
         self.finish_reason: FinishReason | None = None
         self.grammar: GrammarSpec | None = None
         self.awaits_grammar = False
@@ -192,6 +197,10 @@ class Sequence:
         fresh = scores[self.num_prompt_scored - first :]
         self.prompt_logprobs.extend(fresh)
         self.num_prompt_scored += len(fresh)
+
+    def page_hash(self, page_idx: int, page_size: int) -> PageHash:
+        """Return the chain hash of a page whose tokens the host knows, hashed on first use."""
+        return self.page_hashes(page_idx + 1, page_size)[page_idx]
 
     def page_hashes(self, num_pages: int, page_size: int) -> list[PageHash]:
         """Return the chain hashes of at least the first pages, whose tokens the host knows."""

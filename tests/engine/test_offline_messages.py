@@ -63,10 +63,11 @@ class SayingEngine:
         """True while a request is not answered."""
         return bool(self._requests)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request) -> bool:
         """Take a request."""
         self.last = request
         self._requests.append(request)
+        return False
 
     def abort(self, request_id: int, choice: int | None = None) -> None:
         """Take no notice: answers are whole by then."""

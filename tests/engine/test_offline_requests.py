@@ -226,3 +226,23 @@ def test_template_that_raises_refuses_its_conversation_alone(
     assert good.error is None
     assert isinstance(refused.error, EngineError)
     assert str(refused.error).startswith("messages: the model's chat template refuses them: ")
+
+
+def test_device_begins_before_all_prompts_are_prepared(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as there are as many tokens as a step takes; the answers are the same."""
+    prompts = [chr(97 + number) * 30 for number in range(8)]
+    expected = [output.text for output in llm.generate(prompts, seed=3, progress=False)]
+    engine, told = llm.engine, []
+    add, step = engine.add, engine.step
+    monkeypatch.setattr(engine, "add", lambda request: told.append("add") or add(request))
+    monkeypatch.setattr(engine, "step", lambda: told.append("step") or step())
+    monkeypatch.setattr(engine._scheduler.sizer, "max_tokens", 70)
+    monkeypatch.setattr(engine, "_one_step_ahead", True)
+    outputs = llm.generate(prompts, seed=3, progress=False)
+    assert [output.text for output in outputs] == expected
+    first = told.index("step")
+    assert 0 < first < 8
+    # What is launched is not asked for again while it is under way.
+    assert told[first + 1 : 9] == ["add"] * (8 - first)

@@ -23,8 +23,8 @@ class EngineLike(Protocol):
         """True while any request is unfinished."""
         ...
 
-    def add(self, request: Request) -> None:
-        """Queue a request."""
+    def add(self, request: Request) -> bool:
+        """Queue a request; return whether a step is better made before the next one is queued."""
         ...
 
     @property

@@ -143,10 +143,12 @@ class EngineLoop:
     def _admit_held_back(self) -> None:
         if not self._held_back or self._backlog_tokens >= self._soft_backlog_tokens:
             return
-        requests, self._held_back = self._held_back, {}
-        for request in requests.values():
+        is_step_due = False
+        while self._held_back and not is_step_due:
+            # The oldest; the others come in while the device computes.
+            request = self._held_back.pop(next(iter(self._held_back)))
             try:
-                self._engine.add(request)
+                is_step_due = self._engine.add(request)
                 if self._step_log is not None:
                     self._step_log.added(request, time.monotonic())
             except RequestRejected as error:

@@ -17,6 +17,7 @@ from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.execution.prompt_graphs import (
+    PassShape,
     PromptGraphs,
     replayed_tokens,
     row_buckets,
@@ -25,6 +26,8 @@ from tokenbus.engine.execution.prompt_graphs import (
 from tokenbus.engine.execution.rows import RowState
 from tokenbus.engine.kv_cache import KVCache
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
+from tokenbus.engine.scheduling.plan import PrefillChunk
+from tokenbus.engine.scheduling.sequence import Sequence
 from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -238,3 +241,34 @@ def test_large_models_are_launched_as_before(loaded: LoadedModel) -> None:
         layer.mlp.down.weight = before
     other: Any = object()
     assert replayed_tokens(other) == 0
+
+
+def test_pass_reads_nothing_that_an_earlier_one_has_left(loaded: LoadedModel) -> None:
+    """What is filled in over a pass of more prompts and rows is what is filled in over zeros."""
+    graphs = graphs_of(loaded, 8, 4096)
+    shape = PassShape(64, 8, 8)
+
+    def sequence(row: int, num_tokens: int) -> Sequence:
+        prompt = tuple(range(row, row + num_tokens))
+        seq = Sequence(Request(row, prompt, SamplingParams()), 0, row, ())
+        seq.row, seq.num_computed = row, num_tokens
+        return seq
+
+    many = [sequence(row, 9) for row in range(1, 6)]
+    graphs._send(shape, [PrefillChunk(seq, 2, 9, samples=True) for seq in many], many)
+    few = sequence(6, 12)
+    graphs._send(shape, [PrefillChunk(few, 0, 12, samples=True)], [few])
+    found = graphs._staged[: sum(shape.parts())].tolist()
+    graphs._staged.zero_()
+    graphs._send(shape, [PrefillChunk(few, 0, 12, samples=True)], [few])
+    assert graphs._staged[: sum(shape.parts())].tolist() == found
+    ids, positions, owners, table_rows, lens, borders = torch.split(
+        torch.tensor(found), shape.parts()
+    )
+    nobody = graphs._rows.padding_row
+    assert ids.tolist() == [*range(6, 18), *[0] * 52]
+    assert positions.tolist() == [*range(12), *[0] * 52, 11, *[0] * 7]
+    assert owners.tolist() == [*[6] * 12, *[nobody] * 52, 6, *[nobody] * 7]
+    assert table_rows.tolist() == [6, *[nobody] * 7, 6, *[nobody] * 7]
+    assert lens.tolist() == [12, *[0] * 7, 12, *[0] * 7]
+    assert borders.tolist() == [0, *[12] * 8, *range(65, 73)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 
+from tokenbus.engine.execution.rows import RowState
+from tokenbus.engine.scheduling.sequence import Sequence
 from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
-    import pytest
     from torch import Tensor
 
 
@@ -68,3 +70,23 @@ def test_rows_at_one_place_of_a_grammar_share_a_mask(
     assert sizes == [(3, 2), (6,)]
     assert torch.equal(runner._bitmask([masks[4], masks[3]]), torch.stack([second, first]))
     assert runner._bitmask([None] * len(row_list)) is None
+
+
+@pytest.mark.parametrize("num_pages", [1, 2, 5])
+def test_rows_have_the_pages_that_their_sequences_got_since(num_pages: int) -> None:
+    """Odd and even numbers of them, of new rows and of known ones, and nobody else's."""
+    rows = RowState(4, 8, torch.device("cpu"))
+    seqs = []
+    for row, num_prompt in ((2, 7), (0, 9)):
+        seq = Sequence(Request(row, tuple(range(num_prompt)), SamplingParams()), 0, row, ())
+        seq.row, seq.pages = row, [10 * row + page for page in range(1, num_pages + 1)]
+        rows.assign(seq)
+        seqs.append(seq)
+    rows.send(seqs)
+    seqs[1].pages += [77, 78, 79]
+    rows.send(seqs)
+    expected = torch.zeros(5, 8, dtype=torch.int32)
+    for seq in seqs:
+        expected[seq.row or 0, : len(seq.pages)] = torch.tensor(seq.pages, dtype=torch.int32)
+    assert torch.equal(rows.block_table, expected)
+    assert rows.num_prompt.tolist() == [9, 0, 7, 0, 0]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from models.scheduler_bench import Bench
 
-from tokenbus.engine.scheduling.prefill import choose_wishes, crowd_shares, fair_shares
+from tokenbus.engine.scheduling.shares import choose_wishes, crowd_shares, fair_shares
 
 if TYPE_CHECKING:
     from tokenbus.engine.scheduling.sequence import Sequence

@@ -56,3 +56,12 @@ def test_id_outside_the_vocabulary_is_named(tiny: Any, bad: int) -> None:
     engine = tiny.engine()
     with pytest.raises(RequestRejected, match=rf"token id {bad} is not in the vocabulary"):
         engine.add(Request(0, (1, bad, 2), SamplingParams()))
+
+
+@pytest.mark.parametrize("bad", ["1", 1.0, None])
+def test_id_that_is_no_integer_is_refused(tiny: Any, bad: Any) -> None:
+    """Nothing of it is in the batch."""
+    engine = tiny.engine()
+    with pytest.raises(RequestRejected, match="cannot be set up"):
+        engine.add(Request(0, (1, bad, 2), SamplingParams()))
+    assert not engine.has_work

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 from patience import PATIENCE_S
 
+from tokenbus.engine.errors import SequenceTooLong
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.worker.engine.process import EngineLoop
 from tokenbus.worker.engine.socket_reader import SocketReader
@@ -58,6 +59,21 @@ def test_crowd_that_comes_during_a_step_is_there_for_the_next(ends: Ends) -> Non
     assert list(loop._held_back) == list(range(NUM_REQUESTS))
     theirs.shutdown(socket.SHUT_WR)
     assert not loop._take_commands()
+
+
+def test_step_that_is_due_is_made_before_the_rest_of_a_crowd_comes_in(ends: Ends) -> None:
+    """The others come in behind its launch, in their order; one that is refused holds up none."""
+    ours, _ = ends
+    engine = Mock()
+    engine.add.side_effect = [False, SequenceTooLong("too long"), True, False, False]
+    loop = EngineLoop(engine=engine, sock=ours, frames=FrameReader())
+    for number in range(5):
+        loop._apply(AddRequest(Request(number, (), SamplingParams()), bytes(8)))
+    loop._admit_held_back()
+    assert list(loop._held_back) == [3, 4]
+    loop._admit_held_back()
+    assert not loop._held_back
+    assert [call.args[0].request_id for call in engine.add.call_args_list] == list(range(5))
 
 
 def test_bytes_keep_their_order_whoever_reads_them(ends: Ends) -> None:
