@@ -26,9 +26,11 @@ MAX_GATED_ROWS = 256
 _PROCESSORS = 132
 # Shared memory of a program, with 1 KiB left for its barriers.
 _SHARED_BYTES = 226 * 1024
-# Outputs from which on torch's product is 5 to 15 % faster: the tiles of the kernel here write
+# Outputs from which on cuBLAS's product is 5 to 15 % faster: the tiles of the kernel here write
 # their results before they go on, and wide products have most of those for their columns.
 _WIDE = 16384
+# Rows from which on it is as fast or faster for all widths.
+_LIBRARY_ROWS = 2048
 # Rows from which on all numbers of them get one tile: the most that a warm-up takes.
 _MOST_TOLD_APART = 4096
 # Tiles by what they reach of the best rate, where there are enough of them.
@@ -105,8 +107,13 @@ def is_tall(num_rows: int, width_out: int, role: LinearRole, *, blocks: bool = F
 
 
 def is_wide(width_out: int) -> bool:
-    """Say whether torch's product of more than 128 rows is faster."""
+    """Say whether cuBLAS's product of more than 128 rows is faster."""
     return width_out >= _WIDE
+
+
+def is_for_library(num_rows: int, width_out: int, *, blocks: bool = False) -> bool:
+    """Say whether cuBLAS is faster by a weight with a scale per output, or one in `blocks`."""
+    return not blocks and (is_wide(width_out) or num_rows >= _LIBRARY_ROWS)
 
 
 @cache
