@@ -97,7 +97,8 @@ class QuantizedRows:
         values = room if height == num_rows else room[:num_rows]
         if num_groups is None:
             return cls(values, torch.empty(num_rows, dtype=torch.float32, device=device), room)
-        scales = torch.empty(num_groups, height, dtype=torch.float32, device=device).T[:num_rows]
+        shape, strides = (num_rows, num_groups), (1, height)
+        scales = torch.empty_strided(shape, strides, dtype=torch.float32, device=device)
         return cls(values, scales, room)
 
     @property
@@ -109,14 +110,6 @@ class QuantizedRows:
     def in_tiles(self) -> Tensor:
         """Return the values with the rows behind them that fill a tile, where there are any."""
         return self.values if self.room is None else self.room
-
-    @property
-    def scales_in_tiles(self) -> Tensor | None:
-        """Return the scales of groups with those of the rows behind, None if they lie otherwise."""
-        height = self.in_tiles.shape[0]
-        if self.group_stride != height:
-            return None
-        return self.scales.as_strided((height, self.scales.shape[1]), (1, height))
 
 
 def _tile_rows(num_rows: int) -> int:

@@ -30,7 +30,6 @@ from tokenbus.kernels.linear.fp8_shapes import (
     check_product,
     check_scales,
     takes_blocks,
-    takes_library,
 )
 from tokenbus.kernels.linear.fp8_table import (
     MAX_GATED_ROWS,
@@ -147,8 +146,8 @@ def fp8_linear(
         return torch.empty(0, width_out, dtype=out_dtype, device=values.device)
     if tuning is None and _is_for_library(x, values, block_outputs, fusion, out_dtype):
         check_scales(x, values, scales, block_outputs, None)
-        wide = multiply_by_library(x, values, scales, block_outputs)
-        return _finish(wide if fusion.bias is None else wide.add_(fusion.bias), fusion)
+        product = multiply_by_library(x, values, scales)
+        return _finish(product if fusion.bias is None else product.add_(fusion.bias), fusion)
     if tuning is None and takes_blocks(values.device, out_dtype, block_outputs):
         tuning = choose_turns_tuning(num_rows, values.shape[1], width_out, fusion.role)
     if tuning is None and is_tall(num_rows, width_out, fusion.role, blocks=block_outputs > 0):
@@ -178,12 +177,13 @@ def _is_for_library(
     out_dtype: torch.dtype,
 ) -> bool:
     """Say whether cuBLAS takes a product, and is faster."""
-    num_rows, num_outputs, blocks = x.values.shape[0], values.shape[0], block_outputs > 0
-    if out_dtype != torch.bfloat16 or not is_for_library(num_rows, num_outputs, blocks=blocks):
+    if block_outputs or out_dtype != torch.bfloat16 or not values.is_cuda:
         return False
+    num_rows, num_outputs = x.values.shape[0], values.shape[0]
     width_out = num_outputs // (2 if fusion.act else 1)
-    is_one_launch = is_tall(num_rows, width_out, fusion.role, blocks=blocks)
-    return not is_one_launch and takes_library(x, values, block_outputs)
+    if is_tall(num_rows, width_out, fusion.role):
+        return False
+    return is_for_library(num_rows, num_outputs, adds_bias=fusion.bias is not None)
 
 
 def _finish(product: Tensor, fusion: Fusion) -> Tensor:

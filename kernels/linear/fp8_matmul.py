@@ -118,29 +118,18 @@ def fp8_matmul_kernel(
             out.store([row, col], acc.to(out.dtype))
 
 
-def multiply_by_library(
-    x: QuantizedRows, values: Tensor, scales: Tensor, block_outputs: int
-) -> Tensor:
-    """Return the product of rows and a weight, see `fp8_linear`: [M, N] bfloat16.
+def multiply_by_library(x: QuantizedRows, values: Tensor, scales: Tensor) -> Tensor:
+    """Return cuBLAS's product of rows with a scale each and a weight with one per output.
 
-    Raises: ValueError or RuntimeError for what `takes_library` refuses.
+    x: [M, K]; values: [N, K] e4m3; scales: [N] float32. Returns: [M, N] bfloat16.
     """
-    if not block_outputs:
-        return scaled_mm(
-            x.values,
-            values.T,
-            x.scales[:, None],
-            ScalingType.RowWise,
-            scales[None, :],
-            ScalingType.RowWise,
-            use_fast_accum=True,
-        )
-    whole = scaled_mm(
-        x.in_tiles,
+    product: Tensor = scaled_mm(
+        x.values,
         values.T,
-        x.scales_in_tiles,
-        ScalingType.BlockWise1x128,
-        scales.T,
-        ScalingType.BlockWise128x128,
+        x.scales[:, None],
+        ScalingType.RowWise,
+        scales[None, :],
+        ScalingType.RowWise,
+        use_fast_accum=True,
     )
-    return whole[: x.values.shape[0]]
+    return product

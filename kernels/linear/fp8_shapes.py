@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from tokenbus.kernels.linear.small_linear import Fusion
     from tokenbus.kernels.quantize import QuantizedRows
 
-# Groups of columns that cuBLAS fetches the scales of together: 16 bytes.
-_SCALES_TOGETHER = 4
-
 
 def check_fp8_weight(values: Tensor, scales: Tensor, block_outputs: int = 0) -> None:
     """Raise KernelInputError for a weight that the kernels cannot fetch; see `fp8_linear`.
@@ -71,19 +68,3 @@ def takes_blocks(device: torch.device, out_dtype: torch.dtype, block_outputs: in
     """Say whether a device has kernels over blocks whose warps take turns, and a weight fits."""
     lie_in_blocks = block_outputs > 0 and block_outputs % GROUP == 0
     return is_hopper(device) and out_dtype.itemsize == 2 and lie_in_blocks
-
-
-def takes_library(x: QuantizedRows, values: Tensor, block_outputs: int) -> bool:
-    """Say whether cuBLAS multiplies rows by a weight, with the scales where they lie.
-
-    With a scale per output it takes any. Blocks have to be 128 x 128, with 512 columns or a
-    multiple of them, and the scales of a group of columns a multiple of 16 bytes apart.
-    """
-    if not values.is_cuda:
-        return False
-    if not block_outputs:
-        return True
-    height, width = x.in_tiles.shape
-    is_aligned = height % _SCALES_TOGETHER == 0 == width % (_SCALES_TOGETHER * GROUP)
-    is_whole = x.group_stride == height
-    return block_outputs == GROUP and is_aligned and is_whole and is_hopper(values.device)
