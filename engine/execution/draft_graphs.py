@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from tokenbus.engine.interfaces import ForwardContext
-from tokenbus.engine.models.decoder import Decoder
+from tokenbus.engine.models.decoder import Decoder, few_layers
 from tokenbus.engine.sampling.plan import MAX_DRAFTED_ROWS, MAX_FORCED_ROWS
 
 if TYPE_CHECKING:
@@ -117,9 +117,10 @@ class DraftGraphs:
 
     @torch.inference_mode()
     def prepare(self, shape: DraftShape) -> None:
-        """Run a pass once over scratch, so that all it needs is loaded, and capture it."""
+        """Run few layers of a pass over scratch, so that all it needs is loaded, and capture it."""
         self._send(self._fill(shape, [], []), shape)
-        self._compute(shape)
+        with few_layers(self._model):
+            self._compute(shape)
         self._captured(shape)
 
     def compile(self) -> None:

@@ -27,7 +27,7 @@ from tokenbus.engine.execution.prompt_graphs import PromptGraphs
 from tokenbus.engine.execution.runner import Runner
 from tokenbus.engine.execution.step_masks import StepMasks
 from tokenbus.engine.interfaces import ForwardContext
-from tokenbus.engine.models.decoder import Decoder
+from tokenbus.engine.models.decoder import few_layers
 from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.plan import FILTERS, LOGIT_RULES, Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
@@ -69,9 +69,25 @@ _CAPTURE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class _CapturedStep:
+class _CapturedPass:
+    """A pass of decoding rows: what is replayed leaves `hidden` [T, H], rows draw at `drawn_at`."""
+
     graph: torch.cuda.CUDAGraph
+    hidden: Tensor
+    drawn_at: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _CapturedStep:
+    """A pass, which steps of all ways to draw share, and the draws behind it."""
+
+    graphs: tuple[torch.cuda.CUDAGraph, ...]
     sampled: SampledTokens
+
+    def replay(self) -> None:
+        """Compute the step; the draws are launched while the pass runs."""
+        for graph in self.graphs:
+            graph.replay()
 
 
 def buckets(max_num_seqs: int) -> list[int]:
@@ -133,6 +149,7 @@ class GraphRunner(Runner):
         super().__init__(model, kv, sampling, rows, sharing=sharing, group=group)
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
         self._buckets = buckets(rows.padding_row)
+        self._passes: dict[tuple[int, bool], _CapturedPass] = {}
         self._graphs: dict[tuple[int, SamplingPlan, bool], _CapturedStep] = {}
         self._is_warm = False
         self._capture_s = 0.0
@@ -163,6 +180,8 @@ class GraphRunner(Runner):
         """
         steps = warm_steps(self._max_tokens, max_num_seqs=self.rows.padding_row)
         self._compile_ahead(steps)
+        # What loading left free goes to the graphs.
+        torch.cuda.empty_cache()
         parts: list[Callable[[], object]] = [
             *(partial(self._captured, size, _PLAIN) for size in reversed(self._buckets)),
             self._rehearse_draws,
@@ -262,14 +281,13 @@ class GraphRunner(Runner):
             staged += [*mask_numbers, *[0] * padding]
         self.rows.copy_into(self._staged[: len(staged)], staged)
         self.sampling.flush()
-        step.graph.replay()
+        step.replay()
         return replace(step.sampled, token_ids=step.sampled.token_ids[:num])
 
     @torch.inference_mode()
     def _compile_ahead(self, steps: list[tuple[int, int]]) -> None:
         """Compile all kernels at once; the passes themselves compute nothing yet."""
-        few_layers = self.model.abridged() if isinstance(self.model, Decoder) else nullcontext()
-        with compiling_ahead(), few_layers:
+        with compiling_ahead(), few_layers(self.model):
             # What takes the compiler longest is begun first, so that it does not keep the end
             # waiting: draws, attention of prompts, and of rows that share runs, which is compiled
             # apart by octaves of them.
@@ -302,27 +320,32 @@ class GraphRunner(Runner):
         """Capture a step of the warm-up whose kernels are loaded already."""
         self._graphs[size, plan, False] = self._capture_amid(size, plan)
 
+    @torch.inference_mode()
     def _capture(self, size: int, plan: SamplingPlan) -> _CapturedStep:
-        """Compile by running once on scratch rows, then capture."""
+        """Run once on scratch rows, so that all kernels are loaded, then capture."""
         self._staged[:size].fill_(self.rows.padding_row)
         self._staged[size : 2 * size].fill_(-1)
         self._staged[2 * size : 3 * size].zero_()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch has no type here
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.cuda.stream(stream):
+        with few_layers(self.model):
             self._decode_step(size, plan)
-        torch.cuda.current_stream().wait_stream(stream)
-        torch.cuda.synchronize()
-        graph = self.group.collective.new_graph()
-        captured = torch.cuda.graph(graph, pool=self._memory_pool, stream=self._capture_stream)
-        with torch.inference_mode(), captured:
-            sampled = self._decode_step(size, plan)
-        return _CapturedStep(graph, sampled)
+        return self._capture_amid(size, plan)
 
     def _capture_amid(self, size: int, plan: SamplingPlan) -> _CapturedStep:
+        step = self._captured_pass(size)
         sampled: list[SampledTokens] = []
-        graph = self._recorded(lambda: sampled.append(self._decode_step(size, plan)))
-        return _CapturedStep(graph, sampled[0])
+        draws = self._recorded(
+            lambda: sampled.append(self._draw(size, plan, step.hidden, step.drawn_at))
+        )
+        return _CapturedStep((step.graph, draws), sampled[0])
+
+    def _captured_pass(self, size: int) -> _CapturedPass:
+        has_runs = self._sharing is not None and self._sharing.has_runs
+        key = (size, has_runs)
+        if key not in self._passes:
+            found: list[tuple[Tensor, Tensor]] = []
+            graph = self._recorded(lambda: found.append(self._decode_pass(size)))
+            self._passes[key] = _CapturedPass(graph, *found[0])
+        return self._passes[key]
 
     @torch.inference_mode()
     def _capture_in_time(self, shape: PassShape) -> None:
@@ -389,32 +412,37 @@ class GraphRunner(Runner):
         self.sampling.sample(logits, row_ids, torch.zeros_like(row_ids), plan=_PLAIN)
 
     def _warm_pass(self, num_tokens: int, num_rows: int, *, reads_cache: bool = True) -> Tensor:
-        """Return the last hidden states of one prompt and some decoding rows, all on scratch."""
+        """Return hidden states of one prompt's end and some decoding rows, all on scratch.
+
+        They have gone through few layers.
+        """
         rows, num_seqs = self.rows, num_rows + 1
         total = num_tokens + num_rows
         positions = torch.zeros(total, dtype=torch.int64, device=rows.device)
         positions[:num_tokens] = torch.arange(num_tokens, device=rows.device)
         lens = [num_tokens, *[1] * num_rows]
         row_ids = rows.to_device([rows.padding_row] * num_seqs)
-        hidden = self.model.forward(
-            torch.zeros_like(positions),
-            ForwardContext(
-                kv=self.kv,
-                positions=positions,
-                slot_mapping=torch.zeros_like(positions),
-                block_table=rows.block_table[row_ids],
-                context_lens=rows.to_device(lens, torch.int32),
-                cu_seqlens_q=rows.to_device([0, *range(num_tokens, total + 1)], torch.int32),
-                query_lens=lens,
-                context_lens_host=lens,
-                num_decode=num_rows,
-                reads_cache=reads_cache,
-            ),
+        ctx = ForwardContext(
+            kv=self.kv,
+            positions=positions,
+            slot_mapping=torch.zeros_like(positions),
+            block_table=rows.block_table[row_ids],
+            context_lens=rows.to_device(lens, torch.int32),
+            cu_seqlens_q=rows.to_device([0, *range(num_tokens, total + 1)], torch.int32),
+            query_lens=lens,
+            context_lens_host=lens,
+            num_decode=num_rows,
+            reads_cache=reads_cache,
         )
-        return hidden[-num_seqs:]
+        with few_layers(self.model):
+            return self.model.forward(torch.zeros_like(positions), ctx)[-num_seqs:]
 
     def _decode_step(self, size: int, plan: SamplingPlan) -> SampledTokens:
-        rows, positions, mask_numbers = self._staged[: 3 * size].view(3, size)
+        return self._draw(size, plan, *self._decode_pass(size))
+
+    def _decode_pass(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return the last hidden states of the staged rows, and where each of them draws."""
+        rows, positions, _ = self._staged[: 3 * size].view(3, size)
         inputs = decode_inputs(
             rows,
             positions,
@@ -435,9 +463,15 @@ class GraphRunner(Runner):
             context_lens_host=[1] * size,
             num_decode=size,
         )
-        hidden = self.model.forward(inputs.token_ids, ctx)
+        return self.model.forward(inputs.token_ids, ctx), inputs.drawn_at
+
+    def _draw(
+        self, size: int, plan: SamplingPlan, hidden: Tensor, drawn_at: Tensor
+    ) -> SampledTokens:
+        """Draw the next tokens of the staged rows and enter them."""
+        rows, _, mask_numbers = self._staged[: 3 * size].view(3, size)
         logits = self._logits(hidden, plan)
         bitmask = self._masks.of(mask_numbers) if plan.has(LOGIT_RULES) else None
-        sampled = self.sampling.sample_with_plan(logits, rows, inputs.drawn_at, plan, bitmask)
+        sampled = self.sampling.sample_with_plan(logits, rows, drawn_at, plan, bitmask)
         self._enter(rows, [sampled.token_ids])
         return sampled

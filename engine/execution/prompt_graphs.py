@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from tokenbus.engine.interfaces import ForwardContext
-from tokenbus.engine.models.decoder import Decoder
+from tokenbus.engine.models.decoder import Decoder, few_layers
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight
 
 if TYPE_CHECKING:
@@ -164,10 +164,11 @@ class PromptGraphs:
     def prepare(self, shape: PassShape) -> None:
         """Capture a pass before it is needed, over scratch.
 
-        There is time to run it once before, so that whatever it needs is compiled and loaded.
+        There is time to run it once before through few layers, so that all it needs is loaded.
         """
         self._send(shape, [], [])
-        self._compute(shape)
+        with few_layers(self._model):
+            self._compute(shape)
         self._captured(shape)
 
     def capture(self, shape: PassShape) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +11,11 @@ from tokenbus.engine.parallel.collective import Alone, Collective
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext, PagedModel
     from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors
     from tokenbus.engine.models.ops import Ops
@@ -121,3 +122,11 @@ class Decoder:
         if norm is not None:
             x = self.ops.rms_norm(x, norm, self.config.norm_eps)
         return x if self.config.residual_scale == 1.0 else x * self.config.residual_scale
+
+
+def few_layers(model: PagedModel) -> AbstractContextManager[None]:
+    """Take passes through few layers inside, if a model has layers of its own, for their kernels.
+
+    They load and compile what all layers would, in a tenth of the launches of a model of 32.
+    """
+    return model.abridged() if isinstance(model, Decoder) else nullcontext()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.kernels.compile_ahead import compiling_ahead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,9 +65,18 @@ class LoadCheck:
 
         Raises: ModelUnsupported with the kind of weight whose products are wrong.
         """
-        for sample in self._samples:
-            if getattr(sample.linear, "product", None) is not None:
-                sample.check()
+        bound = [
+            sample
+            for sample in self._samples
+            if getattr(sample.linear, "product", None) is not None
+        ]
+        if any(sample.x.is_cuda for sample in bound):
+            # Their kernels are compiled side by side.
+            with compiling_ahead():
+                for sample in bound:
+                    sample.linear.product.multiply(sample.x)
+        for sample in bound:
+            sample.check()
 
 
 def _sample(linear: Linear) -> _Sample:

@@ -19,7 +19,11 @@ from tokenbus.kernels.launch import (
 )
 from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning, multiply_block_rows
 from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, multiply_blocks
-from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, fp8_matmul_kernel
+from tokenbus.kernels.linear.fp8_matmul import (
+    MatmulTuning,
+    fp8_matmul_kernel,
+    multiply_by_library,
+)
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, fp8_rows_kernel
 from tokenbus.kernels.linear.fp8_shapes import (
     check_fp8_weight,
@@ -33,8 +37,8 @@ from tokenbus.kernels.linear.fp8_table import (
     choose_matvec_tuning,
     choose_rows_tuning,
     choose_turns_tuning,
+    is_for_library,
     is_tall,
-    is_wide,
 )
 from tokenbus.kernels.linear.matvec import matvec_kernel
 from tokenbus.kernels.linear.small_linear import PLAIN, Fusion
@@ -123,9 +127,8 @@ def fp8_linear(
 ) -> Tensor:
     """Multiply rows of e4m3 by an FP8 weight, with bias, gate and residual behind.
 
-    Up to 128 rows are one launch, and up to 256 before a wide gate. More go through torch's product
-    for widths at which it is faster, unless `tuning` is given, with gate or residual as launches of
-    their own.
+    Up to 128 rows are one launch, and up to 256 before a wide gate. More go through cuBLAS where it
+    is faster, unless `tuning` is given, with gate or residual as launches of their own.
 
     Args:
         x: [M, K] with a scale per row. values: [N, K] e4m3, or [2 N, K] with `fusion.act`.
@@ -139,9 +142,12 @@ def fp8_linear(
     width_out = values.shape[0] // (2 if fusion.act else 1)
     check_product(x.values, values, fusion, width_out)
     require(fusion.norm_weight is None, "a norm comes before its rows are rounded")
-    out = torch.empty(num_rows, width_out, dtype=out_dtype, device=values.device)
     if num_rows == 0:
-        return out
+        return torch.empty(0, width_out, dtype=out_dtype, device=values.device)
+    if tuning is None and _is_for_library(x, values, block_outputs, fusion, out_dtype):
+        check_scales(x, values, scales, block_outputs, None)
+        product = multiply_by_library(x, values, scales)
+        return _finish(product if fusion.bias is None else product.add_(fusion.bias), fusion)
     if tuning is None and takes_blocks(values.device, out_dtype, block_outputs):
         tuning = choose_turns_tuning(num_rows, values.shape[1], width_out, fusion.role)
     if tuning is None and is_tall(num_rows, width_out, fusion.role, blocks=block_outputs > 0):
@@ -149,43 +155,41 @@ def fp8_linear(
             num_rows, values.shape[1], width_out, fusion.role, blocks=block_outputs > 0
         )
     check_scales(x, values, scales, block_outputs, tuning.block_k if tuning else None)
-    if isinstance(tuning, BlockRowsTuning):
-        multiply_block_rows(x, values, scales, block_outputs, fusion, out, tuning)
+    if isinstance(tuning, BlockRowsTuning | RowsTuning):
+        out = torch.empty(num_rows, width_out, dtype=out_dtype, device=values.device)
+        launch = _launch_rows if isinstance(tuning, RowsTuning) else multiply_block_rows
+        launch(x, values, scales, block_outputs, fusion, out, tuning)
         return out
-    if isinstance(tuning, RowsTuning):
-        _launch_rows(x, values, scales, block_outputs, fusion, out, tuning)
-        return out
-    if fusion.act is not None or fusion.residual is not None:
-        plain = Fusion(bias=fusion.bias)
-        wide = fp8_linear(
-            x, values, scales, plain, block_outputs=block_outputs, out_dtype=out_dtype,
-            tuning=tuning,
-        )  # fmt: skip
-        value = wide if fusion.act is None else gated_act(wide, fusion.act)
-        return value if fusion.residual is None else out.copy_(fusion.residual.add_(value))
-    if tuning is None:
-        by_torch = out_dtype == torch.bfloat16 and values.is_cuda and not block_outputs
-        if by_torch and is_wide(width_out):
-            return _by_torch(x, values, scales, fusion.bias)
-        tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
+    out = torch.empty(num_rows, values.shape[0], dtype=out_dtype, device=values.device)
     if isinstance(tuning, BlocksTuning):
         multiply_blocks(x, values, scales, block_outputs, fusion.bias, out, tuning)
-        return out
-    _launch_matmul(x, values, scales, block_outputs, fusion.bias, out, tuning)
-    return out
+    else:
+        tuning = tuning or choose_matmul_tuning(num_rows, len(values), blocks=block_outputs > 0)
+        _launch_matmul(x, values, scales, block_outputs, fusion.bias, out, tuning)
+    return _finish(out, fusion)
 
 
-def _by_torch(x: QuantizedRows, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the product of torch, which is cuBLAS's or CUTLASS's, in bfloat16."""
-    out: Tensor = torch._scaled_mm(  # noqa: SLF001 # what torch 2.9 has has no public name
-        x.values,
-        values.T,
-        scale_a=x.scales[:, None],
-        scale_b=scales[None, :],
-        out_dtype=torch.bfloat16,
-        use_fast_accum=True,
-    )
-    return out if bias is None else out.add_(bias)
+def _is_for_library(
+    x: QuantizedRows,
+    values: Tensor,
+    block_outputs: int,
+    fusion: Fusion,
+    out_dtype: torch.dtype,
+) -> bool:
+    """Say whether cuBLAS takes a product, and is faster."""
+    if block_outputs or out_dtype != torch.bfloat16 or not values.is_cuda:
+        return False
+    num_rows, num_outputs = x.values.shape[0], values.shape[0]
+    width_out = num_outputs // (2 if fusion.act else 1)
+    if is_tall(num_rows, width_out, fusion.role):
+        return False
+    return is_for_library(num_rows, num_outputs, adds_bias=fusion.bias is not None)
+
+
+def _finish(product: Tensor, fusion: Fusion) -> Tensor:
+    """Gate a product and add the residual to it, in launches of their own."""
+    value = product if fusion.act is None else gated_act(product, fusion.act)
+    return value if fusion.residual is None else value.copy_(fusion.residual.add_(value))
 
 
 def _described(x: QuantizedRows, height: int, width: int) -> TensorDescriptor:

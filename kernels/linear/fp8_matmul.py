@@ -1,15 +1,22 @@
-"""FP8 matrix products of many rows: e4m3 times e4m3, a scale per row and per output."""
+"""FP8 matrix products of many rows: e4m3 times e4m3, by a kernel of Triton or by cuBLAS."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
+from torch.nn.functional import ScalingType, scaled_mm
 
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
 from tokenbus.kernels.linear.block_scales import load_by_output, load_by_row, multiplied
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.quantize import QuantizedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +116,20 @@ def fp8_matmul_kernel(
         else:
             acc = _finish(acc, row_scales, scales, bias, col, N, BLOCK_N, BLOCK_OUT, HAS_BIAS)
             out.store([row, col], acc.to(out.dtype))
+
+
+def multiply_by_library(x: QuantizedRows, values: Tensor, scales: Tensor) -> Tensor:
+    """Return cuBLAS's product of rows with a scale each and a weight with one per output.
+
+    x: [M, K]; values: [N, K] e4m3; scales: [N] float32. Returns: [M, N] bfloat16.
+    """
+    product: Tensor = scaled_mm(
+        x.values,
+        values.T,
+        x.scales[:, None],
+        ScalingType.RowWise,
+        scales[None, :],
+        ScalingType.RowWise,
+        use_fast_accum=True,
+    )
+    return product

@@ -26,9 +26,12 @@ MAX_GATED_ROWS = 256
 _PROCESSORS = 132
 # Shared memory of a program, with 1 KiB left for its barriers.
 _SHARED_BYTES = 226 * 1024
-# Outputs from which on torch's product is 5 to 15 % faster: the tiles of the kernel here write
+# Outputs from which on cuBLAS's product is 6 to 13 % faster: the tiles of the kernel here write
 # their results before they go on, and wide products have most of those for their columns.
 _WIDE = 16384
+# Rows up to which the kernel here is faster for narrower ones, of 256 rows by a fifth. Of more,
+# cuBLAS needs 0.79 to 1.03 of its time.
+_MAX_OWN_ROWS = 256
 # Rows from which on all numbers of them get one tile: the most that a warm-up takes.
 _MOST_TOLD_APART = 4096
 # Tiles by what they reach of the best rate, where there are enough of them.
@@ -105,8 +108,16 @@ def is_tall(num_rows: int, width_out: int, role: LinearRole, *, blocks: bool = F
 
 
 def is_wide(width_out: int) -> bool:
-    """Say whether torch's product of more than 128 rows is faster."""
+    """Say whether cuBLAS's product of more than 128 rows is faster."""
     return width_out >= _WIDE
+
+
+def is_for_library(num_rows: int, width_out: int, *, adds_bias: bool = False) -> bool:
+    """Say whether cuBLAS is faster by a weight with a scale per output, of rows not tall.
+
+    adds_bias: it needs a launch more for that, which only wide products make up for.
+    """
+    return is_wide(width_out) or (num_rows > _MAX_OWN_ROWS and not adds_bias)
 
 
 @cache

@@ -17,7 +17,7 @@ from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_block_rows import BlockRowsTuning
 from tokenbus.kernels.linear.fp8_blocks import BlocksTuning, gate_blocks, takes_gates
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
-from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
+from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, multiply_by_library
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import (
@@ -25,7 +25,7 @@ from tokenbus.kernels.linear.fp8_table import (
     choose_matvec_tuning,
     choose_rows_tuning,
     choose_turns_tuning,
-    is_wide,
+    is_for_library,
 )
 from tokenbus.kernels.linear.small_linear import Fusion
 from tokenbus.kernels.linear.table import LinearRole, LinearTuning
@@ -374,6 +374,47 @@ def test_no_product_reads_what_is_not_its_own() -> None:
             assert not bool(got.isnan().any())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuBLAS runs on a GPU")
+@pytest.mark.parametrize("rows", [257, 300, 1001])
+@pytest.mark.parametrize("case", ["plain", "bias", "gate, bias", "residual"])
+def test_many_rows_equal_twin_by_whichever_product_is_faster(rows: int, case: str) -> None:
+    """Odd numbers of rows, narrow and wide, before every tail; NaN behind them comes nowhere."""
+    is_gate = "gate" in case
+    for width_in, width_out in ((336, 80), (512, 16384 // (1 + is_gate))):
+        weight = rounded(randn((1 + is_gate) * width_out, width_in, seed=1))
+        x = QuantizedRows.empty(rows, width_in, torch.device(DEVICE))
+        assert x.room is not None
+        x.room.view(torch.uint8).fill_(0x7F)
+        given = rounded(randn(rows, width_in))
+        x.values.copy_(given.values)
+        x.scales.copy_(given.scales)
+        residual = randn(rows, width_out, seed=2) if case == "residual" else None
+        bias = randn((1 + is_gate) * width_out, seed=4).to(HALF) if "bias" in case else None
+        act: ActivationKind | None = "silu" if is_gate else None
+        expected = reference.fused_linear(
+            stored(given), stored(weight), bias=bias, act=act, residual=residual
+        )
+        fusion = Fusion(bias=bias, act=act, residual=residual)
+        # The products get memory that was full of NaN.
+        del residual
+        torch.full((rows, (1 + is_gate) * width_out), float("nan"), dtype=HALF, device=DEVICE)
+        got = fp8_linear(x, weight.values, weight.scales, fusion)
+        assert ((got.float() - expected).norm() / expected.norm()).item() < 6e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuBLAS runs on a GPU")
+@pytest.mark.parametrize("rows", [17, 257, 1000])
+def test_the_library_multiplies_as_the_kernel_does(rows: int) -> None:
+    """The same sums, rounded the same way; what lies behind the rows is no part of them."""
+    x, weight = quantize_rows(randn(rows, 512)), rounded(randn(6144, 512, seed=1))
+    ours = fp8_linear(x, weight.values, weight.scales, tuning=choose_matmul_tuning(rows, 6144))
+    got = multiply_by_library(x, weight.values, weight.scales)
+    assert got.shape == ours.shape == (rows, 6144)
+    assert ((got.float() - ours.float()).norm() / ours.float().norm()).item() < 1e-3
+
+
 @pytest.mark.parametrize(("rows", "room"), [(1, 16), (17, 32), (160, 256), (257, 384)])
 def test_rounded_rows_fill_tiles(rows: int, room: int) -> None:
     """Memory goes on behind the rows up to the height of a tile, and belongs to no row."""
@@ -385,7 +426,7 @@ def test_rounded_rows_fill_tiles(rows: int, room: int) -> None:
 
 
 def test_layouts_suit_the_shape() -> None:
-    """Narrow products are split over the chip, wide ones of many rows are left to torch."""
+    """Narrow products are split over the chip, those of many rows are left to cuBLAS."""
     assert choose_rows_tuning(17, 14336, 4096, LinearRole.RESIDUAL).splits == 2
     assert choose_rows_tuning(17, 4096, 6144, LinearRole.PLAIN).splits == 1
     few = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL)
@@ -410,7 +451,9 @@ def test_layouts_suit_the_shape() -> None:
     assert choose_turns_tuning(512, *gate) == BlocksTuning(128, 5, 8)
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
     assert (down.by_warp, longer.by_warp) == (True, False)
-    assert is_wide(28672)
+    assert is_for_library(129, 28672, adds_bias=True)
+    assert [is_for_library(rows, 4096) for rows in (256, 257, 8192)] == [False, True, True]
+    assert not is_for_library(8192, 6144, adds_bias=True)
     dense, wide = choose_matmul_tuning(256, 4096), choose_matmul_tuning(8192, 4096)
     assert (dense.block_m, dense.block_n) == (128, 64)
     assert (wide.block_m, wide.block_n) == (128, 256)

@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
 
 class _Computed:
-    """Stands in for a captured step and for its graph."""
+    """Stands in for a captured step."""
 
     def __init__(self, compute: Callable[[], SampledTokens]) -> None:
         self._compute = compute
-        self.graph = self
 
     def replay(self) -> None:
         """Compute the step over what is staged now."""
