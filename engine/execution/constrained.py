@@ -7,7 +7,7 @@ for them as long as waiting is cheaper than going without, and no longer.
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -91,8 +91,7 @@ class ConstrainedRows:
             for seq, future in self._under_way.items()
             if seq.state is SequenceState.RUNNING and not seq.num_inflight
         ]
-        if running:
-            wait(running, timeout=MASK_WAIT_S)
+        _wait_a_little(running, ALL_COMPLETED)
         for seq, future in list(self._under_way.items()):
             if not future.done() or self._under_way.pop(seq, None) is None:
                 continue
@@ -104,8 +103,7 @@ class ConstrainedRows:
 
     def wait(self) -> None:
         """Wait a little for some work under way, where a step would have nothing else to do."""
-        if self._under_way:
-            wait(self._under_way.values(), timeout=MASK_WAIT_S, return_when=FIRST_COMPLETED)
+        _wait_a_little(list(self._under_way.values()), FIRST_COMPLETED)
 
     def masks(self, plan: StepPlan) -> dict[int, Tensor]:
         """Return the packed mask of each constrained row that draws one token in this step.
@@ -274,6 +272,16 @@ class ConstrainedRows:
                 self._tokenizer, self._limits.vocab_size, self._limits.eos_token_ids, limits
             )
         return self._preparer
+
+
+def _wait_a_little(futures: list[Future[GrammarOutcome]], return_when: str) -> None:
+    """Wait for futures, the first of them or all, no longer than a step waits for masks."""
+    if len(futures) > 1:
+        wait(futures, timeout=MASK_WAIT_S, return_when=return_when)
+    elif futures:
+        # One alone is waited for without the locks and events that a wait for several sets up.
+        with suppress(TimeoutError, CancelledError):
+            futures[0].exception(MASK_WAIT_S)
 
 
 def _most_forced(seq: Sequence) -> int:

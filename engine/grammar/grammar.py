@@ -139,12 +139,19 @@ class GrammarMatcher:
         known = self.known_mask()
         if known is not None:
             return known
+        return self._watched(self._library_mask())
+
+    def _library_mask(self) -> Tensor:
+        """Return the mask without what the watch leaves out."""
         begins = time.thread_time()
         packed = bytearray(self._matcher.compute_bitmask())
         spent_s = time.thread_time() - begins
         self._check(spent_s)
         self._took_long = spent_s > _LONG_S
-        mask = torch.frombuffer(packed, dtype=torch.int32)[: self.source.width]
+        return torch.frombuffer(packed, dtype=torch.int32)[: self.source.width]
+
+    def _watched(self, mask: Tensor) -> Tensor:
+        """Return a mask of the library without what has come already, and keep it."""
         if self._watch is not None:
             mask = self._watch.allowed(mask, self._matcher)
             if not mask.any():
@@ -243,7 +250,9 @@ class GrammarMatcher:
         Raises: GrammarRejected if the grammar exceeds its limits on the way.
         """
         path, known = self._path, self.known_mask()
-        mask = self.mask()
+        # Where no place is kept, the watch looks at the mask that is drawn from alone.
+        is_bare = path is None and most > 0
+        mask = self._library_mask() if is_bare else self.mask()
         if not most:
             return NextTokens((), mask)
         run = None if path is None else self.source.runs.get(path)
@@ -264,6 +273,8 @@ class GrammarMatcher:
                 self.source.keep(self._path, mask)
         elif 0 < len(run) < most:
             mask = self.mask()
+        elif is_bare and not run:
+            mask = self._watched(mask)
         return NextTokens(run[:most], mask)
 
     def _accept_run(self, token_ids: tuple[int, ...]) -> bool:

@@ -57,6 +57,7 @@ class TenantQueue(Generic[T]):
         self._shares: dict[str, _Share[T]] = {}
         self._had_s: dict[str, float] = {}
         self._halved_at = clock()
+        self._num_waiting = 0
         self._changed = Condition()
         self._is_closed = False
 
@@ -65,12 +66,14 @@ class TenantQueue(Generic[T]):
         with self._changed:
             share = self._shares.setdefault(tenant, _Share())
             share.waiting.setdefault(priority, deque()).append(work)
+            self._num_waiting += 1
             self._changed.notify()
 
     def take(self) -> tuple[str, T] | None:
         """Wait for work and return it with its tenant; None when the queue is closed.
 
-        Its taker calls `finish`.
+        Its taker calls `finish`, and then takes again: of the others a thread is woken only where
+        it finds work too, since each that wakes holds the interpreter's lock for a while.
         """
         with self._changed:
             while True:
@@ -87,6 +90,9 @@ class TenantQueue(Generic[T]):
             if not lane:
                 del share.waiting[priority]
             share.num_running += 1
+            self._num_waiting -= 1
+            if self._next_tenant() is not None:
+                self._changed.notify()
             return tenant, work
 
     def finish(self, tenant: str, spent_s: float) -> None:
@@ -99,16 +105,18 @@ class TenantQueue(Generic[T]):
             self._had_s[tenant] = self._had_s.get(tenant, 0.0) + spent_s
             if not share.num_running and not share.waiting:
                 del self._shares[tenant]
-            self._changed.notify()
 
     def close(self) -> None:
         """Give nothing any more."""
         with self._changed:
             self._is_closed = True
             self._shares.clear()
+            self._num_waiting = 0
             self._changed.notify_all()
 
     def _next_tenant(self) -> str | None:
+        if not self._num_waiting:
+            return None
         self._decay()
         had_s = self._had_s
         heavy = [tenant for tenant in self._shares if had_s.get(tenant, 0.0) >= _MUCH_S]
@@ -157,12 +165,16 @@ class TenantThreads:
         """Queue work and return where its outcome will be."""
         work = _Work(do)
         self._queue.put(tenant, priority, work)  # type: ignore[arg-type]  # of what, `do` knows
+        if not self._are_started:
+            self._start()
+        return work.future
+
+    def _start(self) -> None:
         with self._lock:
             if not self._are_started:
                 self._are_started = True
                 for number in range(self._num_threads):
                     Thread(target=self._serve, name=f"masks-{number}", daemon=True).start()
-        return work.future
 
     def close(self) -> None:
         """Stop; what is queued comes to nothing."""

@@ -98,6 +98,26 @@ def test_closed_queue_gives_nothing() -> None:
     queue.finish("a", 1.0)
 
 
+def test_no_thread_is_woken_that_finds_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is for each work that comes, and for what more may be done; none because some is done."""
+    queue: TenantQueue[str] = TenantQueue(3)
+    woken = list[str]()
+    monkeypatch.setattr(queue._changed, "notify", lambda: woken.append("one"))
+    queue.put("a", 1, "a-0")
+    queue.finish(taken(queue)[0], 0.001)
+    assert len(woken) == 1
+    for number in range(4):
+        queue.put("a", 1, f"a-{number}")
+    woken.clear()
+    first, _ = taken(queue)
+    assert len(woken) == 1
+    # The tenant has all threads that it may have: who finishes takes what waits.
+    taken(queue)
+    queue.finish(first, 0.001)
+    taken(queue)
+    assert len(woken) == 1
+
+
 @pytest.fixture
 def threads() -> Iterator[TenantThreads]:
     """Give two threads, of which a tenant has one at a time."""
