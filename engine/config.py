@@ -108,7 +108,10 @@ class EngineConfig:
     device: str = field(
         default="auto",
         metadata=_declared(
-            option="--device", metavar="NAME", help="what computes: auto, cpu or cuda[:index]"
+            option="--device",
+            metavar="NAME",
+            help="what computes: auto, cpu or cuda[:index]",
+            unset="auto, a GPU where one works, else the CPU",
         ),
     )
     # Ranks, each with a slice of every layer: a process and a GPU each, or a share of the cores.

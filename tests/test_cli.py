@@ -19,7 +19,7 @@ import pytest
 from house.help_faults import faults_of
 from patience import PATIENCE_S
 
-from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.config import EngineConfig, engine_settings
 from tokenbus.engine.errors import ModelBroken, ModelNotFound
 from tokenbus.producer.commands import cli
 from tokenbus.producer.errors import RequestInvalid, ServerUnreachable
@@ -151,6 +151,16 @@ def test_gateway_help_names_the_defaults_of_the_settings() -> None:
         if isinstance(default, int | float | str) and not isinstance(default, bool):
             text = default if isinstance(default, str) else f"{default:g}"
             assert text in str(action.help), name
+
+
+def test_bench_help_names_the_defaults_of_the_settings() -> None:
+    """Options of the bench that are settings of a process tell its number, not whose it is."""
+    bounds = {name: field.default for name, field in ClientSettings.model_fields.items()}
+    engine = {name: setting.default for name, setting in engine_settings().items()}
+    options = {"max_tenant_tokens", "max_pool_tokens", "max_batch_tokens", "max_num_seqs"}
+    told = {each.dest: str(each.help) for each in pool_bench.build_parser()._actions}
+    for name in options:
+        assert f"(default: {(bounds | engine)[name]})" in told[name], name
 
 
 def test_demo_options_are_the_parsers() -> None:

@@ -151,7 +151,8 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
     add("--log-format", choices=("auto", "json", "console"),
         help="form of the log lines (default: auto, json unless in a terminal)")
     add("--publishers", metavar="N",
-        help="processes that write tokens to the server, 0 = the worker itself (default: auto)")
+        help="processes that write tokens to the server, 0 = the worker itself (default: auto,"
+        " by cores; 0 below three)")
     add("--metrics-port", type=int, metavar="PORT",
         help="answer /metrics, /healthz and /readyz on this port, replicas on it and those after it"
         " (default: none)")
@@ -294,7 +295,9 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", metavar="MODEL", help=_MODEL_HELP)
     add("--redis", metavar="URL", help=REDIS_HELP)
     add("--pool", type=pool_name, metavar="NAME", help=_POOL_HELP)
-    add("--device", metavar="NAME", help="what computes: auto, cpu or cuda[:index] (default: auto)")
+    add("--device", metavar="NAME",
+        help="what computes: auto, cpu or cuda[:index] (default: auto, a GPU where one works, else"
+        " the CPU)")
     add("--json", action="store_true", help="print one object of JSON (default: a line each)")
 
 

@@ -155,6 +155,24 @@ def _settings() -> set[str]:
     return {f"TOKENBUS_{field.upper()}" for model in models for field in model.model_fields}
 
 
+def test_ranks_of_a_worker_have_a_gpu_each_in_its_pod() -> None:
+    """A group has as many GPUs as ranks, whole cores that are its own, and memory to share."""
+    objects = _build("gpu-groups")
+    container = _container(objects, "worker")
+    given = build_parser().parse_args(container["args"])
+    assert given.tensor_parallel > 1
+    bounds = container["resources"]["limits"]
+    assert bounds["nvidia.com/gpu"] == str(given.tensor_parallel)
+    assert container["resources"]["requests"] == bounds
+    assert bounds["cpu"].isdecimal()
+    volumes = _pods(objects)["worker"]["spec"]["volumes"]
+    (shared,) = [
+        each["name"] for each in volumes if each.get("emptyDir", {}).get("medium") == "Memory"
+    ]
+    mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+    assert Path(mounts[shared]) == Path("/dev", "shm")
+
+
 def test_gateway_knows_the_model_that_workers_will_serve(objects: list[Object]) -> None:
     """A request names the model while there is no worker, and is taken."""
     told = _named(objects, "ConfigMap", "tokenbus-settings")["data"]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
+from models.tiny_model import TinyModel
+from patience import PATIENCE_S
 from servers.fixtures import pool, redis_url, server
 from workers.null_workers import follow, until, worker
 
@@ -24,6 +26,7 @@ from tokenbus.worker.control.webhooks.delivery import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ["pool", "redis_url", "server"]
 
@@ -74,6 +77,38 @@ async def test_job_is_told_in_spans(
     assert by_name["queue"].end_time <= by_name["prefill"].end_time
     assert by_name["prefill"].end_time == by_name["decode"].start_time
     assert not any("secret" in str(dict(span.attributes)) for span in spans)
+
+
+# One kind of server: what reads an answer is the worker's.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_reading_an_answer_for_calls_is_a_span_of_its_own(
+    redis_url: str, pool: str, told: Callable[[int], list[Any]], tmp_path: Path
+) -> None:
+    """It begins with the first token, and says how long the reading took; no argument is in it."""
+    context = _drawn()
+    model = str(TinyModel(tmp_path).folder)
+    sizes: dict[str, Any] = {"dtype": "float32", "device": "cpu", "num_pages": 100}
+    schema = {"properties": {"place": {"enum": ["secret"]}}, "required": ["place"]}
+    function = {"name": "track", "parameters": {"type": "object", **schema}}
+    async with (
+        worker(pool, redis_url, engine="paged", model=model, num_threads=1, **sizes),
+        await AsyncClient.connect(redis_url, pool=pool) as client,
+    ):
+        job = await client.submit(
+            messages=[{"role": "user", "content": "Where is it?"}],
+            tools=[{"type": "function", "function": function}],
+            tool_choice={"name": "track"}, max_tokens=100, traceparent=context.traceparent,
+        )  # fmt: skip
+        [call] = (await client.result(job, timeout_s=PATIENCE_S)).tool_calls
+        assert "secret" in call.arguments
+        await until(lambda: any(s.name == "tokenbus.job" for s in told(context.trace_id)))
+    by_name = {span.name: span for span in told(context.trace_id)}
+    root, read = by_name["tokenbus.job"], by_name["tool_parse"]
+    assert read.parent.span_id == root.context.span_id
+    assert by_name["decode"].start_time == read.start_time < read.end_time <= root.end_time
+    took_ms = (read.end_time - read.start_time) / 1e6
+    assert 0 < read.attributes["tokenbus.busy_ms"] < took_ms
+    assert not any("secret" in str(dict(span.attributes)) for span in by_name.values())
 
 
 async def test_owner_that_goes_on_links_to_the_one_before(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.bench.workloads import WORKLOADS
 from tokenbus.engine.config import engine_settings
+from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.bench.command import run_pool_bench
 from tokenbus.worker.bench.option_parser import OptionParser, shown_command
 from tokenbus.worker.bench.options import (
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # Options that are settings of the workers, by the name they have there.
 # `--itl-target-ms` is that of goodput here.
 _ENGINE = {name: s for name, s in engine_settings().items() if name != "itl_target_ms"}
+_CLIENT = ClientSettings.model_fields
 _WORKER = ("model", "null_tokens_per_s", "null_total_tokens_per_s", *_ENGINE)
 _SLO_USERS = (16, 32, 64, 128, 256, 512, 1024)
 # What the users of `--slo` send and how long a count is tried, unless options say otherwise.
@@ -228,14 +230,17 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     add("--pool", metavar="NAME", help="name of the pool (default: a new one)")
     add("--workers", type=int, metavar="N", help="worker processes (default: 1)")
     add("--max-tenant-tokens", type=int, metavar="N",
-        help="waiting tokens of a tenant over which jobs are refused (default: the client's)")
+        help="waiting tokens of a tenant over which jobs are refused"
+        f" (default: {_CLIENT['max_tenant_tokens'].default})")
     add("--max-pool-tokens", type=int, metavar="N",
-        help="waiting tokens of all over which jobs are refused (default: the client's)")
+        help="waiting tokens of all over which jobs are refused"
+        f" (default: {_CLIENT['max_pool_tokens'].default})")
     for setting in _ENGINE.values():
         if setting.option:
             add(setting.option, **setting.option_arguments())
     add("--max-batch-tokens", type=int, metavar="TOKENS",
-        help="prompt tokens of a step while nobody is streaming (default: a worker's)")
+        help="prompt tokens of a step while nobody is streaming"
+        f" (default: {_ENGINE['max_batch_tokens'].default})")
 
 
 def _add_measure(group: argparse._ArgumentGroup) -> None:

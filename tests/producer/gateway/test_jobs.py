@@ -15,7 +15,7 @@ from workers.stubs import StubWorker
 
 from tokenbus.producer.gateway.pools.pool_view import view_pools
 from tokenbus.producer.gateway.routes.health import why_not
-from tokenbus.producer.telemetry.gateway_table import GATEWAY
+from tokenbus.producer.telemetry.gateway_table import BUILD_INFO, GATEWAY, OPEN_REQUESTS
 
 if TYPE_CHECKING:
     from gateways.doors import Door
@@ -148,6 +148,41 @@ async def test_metrics_tell_of_streams(null_door: Door) -> None:
     assert (grown("ttft_seconds_count"), grown("e2e_seconds_count")) == (1, 1)
     assert 0 < grown("ttft_seconds_sum") <= grown("e2e_seconds_sum")
     assert grown("itl_seconds_count") >= 1
+
+
+async def test_every_metric_moves_by_two_streams(
+    scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """One that waits and is read to its end, another from a cursor on: nothing told stays."""
+    names = {metric.name.removesuffix("_total") for metric in GATEWAY.metrics}
+    names.remove(BUILD_INFO.name)
+    async with (
+        worker(pool, redis_url),
+        door(redis_url, pool) as running,
+        asyncio.timeout(PATIENCE_S),
+    ):
+
+        async def seen() -> dict[str, set[tuple[str, float]]]:
+            text = (await running.get("/metrics")).text
+            return {
+                family.name: {(str(sample), sample.value) for sample in family.samples}
+                for family in text_string_to_metric_families(text)
+            }
+
+        before = await seen()
+        await scripts.control.pause(is_paused=True)
+        body = {**BODY, "stream": True}
+        reading = asyncio.create_task(running.post("/v1/completions", body))
+        while (during := await seen())[OPEN_REQUESTS.name] == before[OPEN_REQUESTS.name]:
+            assert not reading.done()
+        await scripts.control.pause(is_paused=False)
+        job_id = (await reading).headers["X-Tokenbus-Job-Id"]
+        await running.get(f"/v1/jobs/{job_id}/stream", Last_Event_ID="3")
+        after = await seen()
+    looks = (during, after)
+    assert {
+        name for name in after if any(each.get(name) != before.get(name) for each in looks)
+    } == names
 
 
 async def test_view_of_pools_tells_what_their_workers_are_at(scripts: Scripts) -> None:

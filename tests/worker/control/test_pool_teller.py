@@ -13,7 +13,7 @@ from servers.ports import free_port
 from workers.stubs import StubWorker, a_job, raw, submit
 
 from tokenbus.producer.client.backlog import Assumed
-from tokenbus.producer.telemetry.control_table import CONTROL, POOL
+from tokenbus.producer.telemetry.control_table import BUILD_INFO, CONTROL, POOL
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.service import serve
 from tokenbus.worker.control.settings import ControlSettings
@@ -131,6 +131,31 @@ async def test_every_metric_of_a_pool_moves(scripts: Scripts, pool: str) -> None
     names = {metric.name.removesuffix("_total") for metric in POOL.metrics}
     moved = {name for name in names if after[name] != before[name] or lost[name] != after[name]}
     assert moved == names
+
+
+async def test_every_metric_of_a_control_process_moves(scripts: Scripts, pool: str) -> None:
+    """What a process counts and knows of itself moves every metric that is declared for it."""
+    metrics, life = ControlMetrics(), ControlLife()
+    exporter = ControlExporter(metrics, ControlSettings.load(pool=pool), life)
+
+    def seen() -> dict[str, set[tuple[str, float]]]:
+        return {
+            family.name: {(str(sample), sample.value) for sample in family.samples}
+            for family in exporter.collect()
+        }
+
+    before = seen()
+    exporter.watch = PoolTeller(scripts, assumed=Assumed(1, start_s=0))
+    await exporter.watch.look()
+    life.works()
+    metrics.webhook_time.add(0.1)
+    metrics.webhooks["delivered"] += 1
+    metrics.crons["nightly"] += 1
+    metrics.adapter_jobs["finished"] += 1
+    metrics.adapter_running += 1
+    after = seen()
+    names = {metric.name.removesuffix("_total") for metric in CONTROL.metrics} - {BUILD_INFO.name}
+    assert names == {name for name in names if before.get(name) != after[name]}
 
 
 async def test_tenants_without_a_label_are_added_up(scripts: Scripts, pool: str) -> None:
