@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from tokenbus.engine.errors import ModelBroken, ModelUnsupported
+from tokenbus.engine.errors import EngineError, ModelBroken, ModelUnsupported
+from tokenbus.engine.model_folder import is_fault_of_file
 from tokenbus.engine.weights.checkpoint import INDEX_NAME, SINGLE_NAME
+from tokenbus.engine.weights.gguf_file import BoundedReader
 from tokenbus.engine.weights.gguf_rope import rope_parameters
 from tokenbus.engine.weights.gguf_tokenizer import gguf_tokenizer
 
@@ -55,6 +57,7 @@ _FIELDS = {
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
     "rope.scaling.finetuned", "expert_count", "expert_used_count",
 }  # fmt: skip
+_MAX_REASON_CHARACTERS = 1000
 # A file of weights in memory at a time.
 _MAX_FILE_BYTES = 2 * 2**30
 
@@ -87,7 +90,7 @@ def convert_gguf(source: Path, target: Path, progress: Callable[[float], None]) 
         a field, a tensor or a type of blocks that is not known.
     """
     try:
-        reader = gguf.GGUFReader(source)
+        reader = BoundedReader(source)
         fields = {name: item.contents() for name, item in reader.fields.items()}
         named = str(fields.get("general.architecture"))
         tables = [item for item in reader.tensors if item.name == _ROPE_TABLE]
@@ -99,8 +102,13 @@ def convert_gguf(source: Path, target: Path, progress: Callable[[float], None]) 
                 writer.add(name, _weight(tensor, name, config, in_pairs=named == "llama"))
             progress(idx / len(reader.tensors))
         tokenizer = gguf_tokenizer(fields, config.max_position_embeddings)
-    except (ValueError, KeyError, IndexError, OSError, struct.error) as error:
-        raise ModelBroken(f"{source.name} is no GGUF file that can be read: {error}") from error
+    except BaseException as error:
+        if isinstance(error, EngineError) or not (
+            is_fault_of_file(error) or isinstance(error, struct.error)
+        ):
+            raise
+        told = " ".join(str(error).split())[:_MAX_REASON_CHARACTERS]
+        raise ModelBroken(f"{source.name} is no GGUF file that can be read: {told}") from error
     config.tie_word_embeddings = "lm_head.weight" not in writer.places
     config.dtype = _stored_dtype(reader)
     writer.close()
