@@ -88,7 +88,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 def is_fault_of_file(error: BaseException) -> bool:
-    """Tell whether an error is one that libraries raise over files that are not what they expect."""
+    """Tell whether an error is what libraries raise over files that they did not expect."""
     # The tokenizers library knows no other class than Exception itself, and panics.
     is_plain = type(error) is Exception or is_panic(error)
     return is_plain or isinstance(error, (*_FAULTS, StrictDataclassError))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import gguf
+import numpy as np
 
 # Above all tokens, merges and kinds of the largest vocabularies together.
-_MAX_ITEMS = 2**23
+_MAX_ITEMS = 2**21
+# Of an array's items, before their number.
+_KIND_BYTES = 4
 
 
 class BoundedReader(gguf.GGUFReader):
@@ -29,4 +32,8 @@ class BoundedReader(gguf.GGUFReader):
         self._num_items += 1
         if self._num_items > _MAX_ITEMS:
             raise ValueError(f"its fields have more than {_MAX_ITEMS} items")
+        if raw_type == gguf.GGUFValueType.ARRAY:
+            (length,) = self._get(orig_offs + _KIND_BYTES, np.uint64)
+            if int(length) > len(self.data) - orig_offs:
+                raise ValueError(f"it ends within an array of {length} items")
         return super()._get_field_parts(orig_offs, raw_type)
