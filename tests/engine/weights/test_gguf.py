@@ -17,7 +17,7 @@ from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from tokenbus.engine.errors import EngineError, ModelBroken, ModelUnsupported
-from tokenbus.engine.weights import gguf_file, gguf_import, model_store
+from tokenbus.engine.weights import gguf_import, model_store
 from tokenbus.engine.weights.loader import load_model
 from tokenbus.engine.weights.model_place import find_folder
 
@@ -221,7 +221,7 @@ def test_items_of_a_file_are_bounded(
     llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An array of a gigabyte of bytes would take a hundred as objects."""
-    monkeypatch.setattr(gguf_file, "_MAX_ITEMS", 500)
+    monkeypatch.setattr(gguf_import, "_MAX_ITEMS", 500)
     source = tmp_path / "model.gguf"
     write_gguf(llama, source)
     with pytest.raises(ModelBroken, match="more than 500 items"):
