@@ -102,7 +102,8 @@ class BoundedSandbox(SandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         parsed: nodes.Template = _Bounding().visit(super()._parse(source, name, filename))
         turn = nodes.Call(nodes.EnvironmentAttribute("count_turn"), [], [], None, None)
-        for node in parsed.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        looped: Any = parsed.find_all((nodes.For, nodes.Macro, nodes.CallBlock))
+        for node in looped:
             node.body.insert(0, nodes.ExprStmt(turn).set_lineno(node.lineno, override=True))
         parsed.set_environment(self)
         return parsed
