@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.model_folder import is_panic
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -32,9 +34,11 @@ class PromptEncoder:
         """
         try:
             return self._encoded(texts, special=special)
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             if len(texts) == 1:
-                return [error]
+                return [_as_exception(error)]
         return [found for text in texts for found in self.encode([text], special=special)]
 
     def _encoded(self, texts: Sequence[str], *, special: bool) -> list[list[int] | Exception]:
@@ -50,6 +54,14 @@ class PromptEncoder:
             return [tokenizer.encode(text, add_special_tokens=special) for text in texts]
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in encoded]
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """Return an error that ends its own text alone: a panic passes every guard for errors."""
+    if isinstance(error, Exception):
+        return error
+    said = " ".join(str(error).split())
+    return RuntimeError(f"the tokenizer failed: {said}")
 
 
 def _first_id_of(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -26,6 +26,8 @@ CHECKSUMS_NAME = "SHA256SUMS"
 _HEAD_BYTES = 65_536
 # Tuned weights differ everywhere, so that few samples meet it.
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 4096
+# The library's errors quote what they could not read.
+_MAX_REASON_CHARACTERS = 1000
 
 
 def shards(folder: Path) -> list[Path]:
@@ -85,7 +87,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     """Return the file of each tensor, by the index."""
     try:
         found = json.loads(index.read_text())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelBroken(f"{index} is not a safetensors index: {error}") from error
     if not isinstance(found, dict) or not found:
         raise ModelBroken(f"{index} is not a safetensors index: its weight_map is empty")
@@ -103,7 +105,8 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise ModelBroken(f"{file} cannot be read: {error}; fetch it again") from error
+        told = str(error)[:_MAX_REASON_CHARACTERS]
+        raise ModelBroken(f"{file} cannot be read: {told}; fetch it again") from error
 
 
 def write_checksums(folder: Path) -> None:

@@ -17,25 +17,31 @@ if TYPE_CHECKING:
 _MAX_EPS = 0.1
 # Above every size of every model; transformers makes a list of as many entries as there are layers.
 _MAX_SIZE, _MAX_LAYERS = 2**24, 4096
+# Classes of a classifier, which transformers names one by one for every model, and entries of any
+# list: image models have 21,843.
+_MAX_ENTRIES = 2**16
 _QUANTISATIONS = ("quantization_config", "compression_config")
 
 
 def refuse_counts(folder: Path) -> None:
-    """Refuse a number of layers for which no memory would do, before anything else reads it.
+    """Refuse numbers of layers or labels for which no memory would do, before all else reads them.
 
-    A quantisation that is no object is refused too, which transformers fails on.
+    Lists without bounds are refused too, on which transformers spends minutes,
+    and a quantisation that is no object, on which it fails.
 
     Raises: ModelBroken with the field; ValueError or OSError if the file is no JSON.
     """
     parts: list[Any] = [json.loads((folder / "config.json").read_bytes())]
     while parts:
         part = parts.pop()
+        if isinstance(part, (dict, list)) and len(part) > _MAX_ENTRIES:
+            raise ModelBroken(f"config.json has a list of {len(part)} entries")
         if not isinstance(part, dict):
             continue
         parts += part.values()
         for name, count in part.items():
-            is_count = isinstance(count, int) and "layer" in name
-            if is_count and count > _MAX_LAYERS:
+            most = _MAX_LAYERS if "layer" in name else _MAX_ENTRIES if "label" in name else None
+            if most is not None and isinstance(count, int) and count > most:
                 raise ModelBroken(f"config.json gives the model a {name} of {count}")
             if name in _QUANTISATIONS and count is not None and not isinstance(count, dict):
                 raise ModelBroken(f"config.json gives a {name} that is no object: {count!r:.60}")

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import gguf
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from tokenbus.engine.errors import ModelBroken, ModelUnsupported
+from tokenbus.engine.errors import EngineError, ModelBroken, ModelUnsupported
+from tokenbus.engine.model_folder import is_fault_of_file
 from tokenbus.engine.weights.checkpoint import INDEX_NAME, SINGLE_NAME
 from tokenbus.engine.weights.gguf_rope import rope_parameters
 from tokenbus.engine.weights.gguf_tokenizer import gguf_tokenizer
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    import numpy as np
     from torch import Tensor
 
 _ROPE_TABLE = "rope_freqs.weight"
@@ -55,8 +56,42 @@ _FIELDS = {
     "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
     "rope.scaling.finetuned", "expert_count", "expert_used_count",
 }  # fmt: skip
+_MAX_REASON_CHARACTERS = 1000
 # A file of weights in memory at a time.
 _MAX_FILE_BYTES = 2 * 2**30
+
+
+# Above all tokens, merges and kinds of the largest vocabularies together.
+_MAX_ITEMS = 2**21
+# Of an array's items, before their number.
+_KIND_BYTES = 4
+
+
+class _Reader(gguf.GGUFReader):
+    """Reads a file whose counts and lengths are anything at all.
+
+    gguf's own reader takes what lies past a file's end for nothing.
+    Raises: ValueError where it is not what it says, as gguf's own does.
+    """
+
+    _num_items = 0
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, *args: Any, **named: Any) -> Any:
+        found = super()._get(offset, dtype, count, *args, **named)
+        if len(found) != int(count):
+            raise ValueError("it ends within a field or a tensor")
+        return found
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        # Each item of an array is an object of its own.
+        self._num_items += 1
+        if self._num_items > _MAX_ITEMS:
+            raise ValueError(f"its fields have more than {_MAX_ITEMS} items")
+        if raw_type == gguf.GGUFValueType.ARRAY:
+            (length,) = self._get(orig_offs + _KIND_BYTES, np.uint64)
+            if int(length) > len(self.data) - orig_offs:
+                raise ValueError(f"it ends within an array of {length} items")
+        return super()._get_field_parts(orig_offs, raw_type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +122,7 @@ def convert_gguf(source: Path, target: Path, progress: Callable[[float], None]) 
         a field, a tensor or a type of blocks that is not known.
     """
     try:
-        reader = gguf.GGUFReader(source)
+        reader = _Reader(source)
         fields = {name: item.contents() for name, item in reader.fields.items()}
         named = str(fields.get("general.architecture"))
         tables = [item for item in reader.tensors if item.name == _ROPE_TABLE]
@@ -99,8 +134,13 @@ def convert_gguf(source: Path, target: Path, progress: Callable[[float], None]) 
                 writer.add(name, _weight(tensor, name, config, in_pairs=named == "llama"))
             progress(idx / len(reader.tensors))
         tokenizer = gguf_tokenizer(fields, config.max_position_embeddings)
-    except (ValueError, KeyError, IndexError, OSError, struct.error) as error:
-        raise ModelBroken(f"{source.name} is no GGUF file that can be read: {error}") from error
+    except BaseException as error:
+        if isinstance(error, EngineError) or not (
+            is_fault_of_file(error) or isinstance(error, struct.error)
+        ):
+            raise
+        told = " ".join(str(error).split())[:_MAX_REASON_CHARACTERS]
+        raise ModelBroken(f"{source.name} is no GGUF file that can be read: {told}") from error
     config.tie_word_embeddings = "lm_head.weight" not in writer.places
     config.dtype = _stored_dtype(reader)
     writer.close()

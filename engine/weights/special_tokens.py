@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+# Far above the ends that count; each that is no token is a warning of its own.
+_MAX_LISTED = 1024
 # Under which names tokenizers keep tokens that end a text or a turn of it.
 _END_NAMES = ("eos_token", "eot_token", "eom_token", "end_of_turn_token", "end_of_message_token")
 
@@ -118,6 +120,8 @@ def check_others(config: Any, tokenizer: Any, vocab_size: int) -> None:
 def _tokens(source: str, name: str, value: Any, vocab_size: int) -> tuple[int, ...]:
     """Return the ids of one field that are tokens, each once; warn of the others."""
     listed = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    if len(listed) > _MAX_LISTED:
+        raise ModelBroken(f"{name} of {source} lists {len(listed)} tokens")
     tokens: list[int] = []
     for token_id in listed:
         is_whole = isinstance(token_id, int) and not isinstance(token_id, bool)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import SandboxedEnvironment
 from jinja2.utils import Namespace
 
 from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.text.templates.bounded_sandbox import BoundedSandbox, RenderingEndless
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,12 +33,15 @@ _WORDS = "probe words"
 
 
 class TemplateRefused(RequestRejected):
-    """The template does not take a conversation; `is_lacking` if it asked for what is not there."""
+    """The template does not take a conversation.
 
-    def __init__(self, reason: str, *, is_lacking: bool = False) -> None:
+    `is_lacking` if it asked for what is not there, `is_endless` if its time was spent.
+    """
+
+    def __init__(self, reason: str, *, is_lacking: bool = False, is_endless: bool = False) -> None:
         self.reason = " ".join(reason.split())[:_MAX_REASON_CHARACTERS]
         super().__init__("messages", f"the model's chat template refuses them: {self.reason}")
-        self.is_lacking = is_lacking
+        self.is_lacking, self.is_endless = is_lacking, is_endless
 
 
 class ChatTemplate:
@@ -50,14 +53,17 @@ class ChatTemplate:
         Args:
             names: what it may ask for beside the conversation, special tokens of the model above
                 all.
-        Raises: TemplateRefused if it is no template.
+        Raises: TemplateRefused if it is no template, or takes all its time for one question.
         """
         self.source = source
         self._names = dict(names)
         try:
-            self._template = _compiled(source)
+            self._sandbox, self._template = _compiled(source)
         except TemplateSyntaxError as error:
             raise TemplateRefused(f"line {error.lineno}: {error}") from error
+        # Too deep for jinja2, or for Python.
+        except (RecursionError, SyntaxError) as error:
+            raise TemplateRefused(f"it cannot be compiled: {error}") from error
         told = self._asked(_WORDS)
         self._takes_parts = _WORDS not in told and _WORDS in self._asked([_part(_WORDS)])
         self._is_deaf = _WORDS not in told and not self._takes_parts and self._renders()
@@ -99,17 +105,28 @@ class ChatTemplate:
                 "documents": None,
                 "add_generation_prompt": add_generation_prompt,
             }
-            return self._template.render(_copied(given) | own)
+            with self._sandbox.rendering():
+                return self._template.render(_copied(given) | own)
         # Templates are programs that come with the model and raise whatever they like.
         except Exception as error:
             lacks = not isinstance(error, SecurityError) and type(error) is not TemplateError
-            raise TemplateRefused(str(error) or type(error).__name__, is_lacking=lacks) from error
+            is_endless = isinstance(error, RenderingEndless)
+            raise TemplateRefused(
+                str(error) or type(error).__name__,
+                is_lacking=lacks and not is_endless,
+                is_endless=is_endless,
+            ) from error
 
     def _asked(self, content: Any) -> str:
-        """Return a question as the template writes it, "" if it refuses."""
+        """Return a question as the template writes it, "" if it refuses.
+
+        Raises: TemplateRefused if that takes all the time that a rendering has.
+        """
         try:
             return self._rendered([{"role": "user", "content": content}], None, True, None)
-        except TemplateRefused:
+        except TemplateRefused as error:
+            if error.is_endless:
+                raise
             return ""
 
     def _renders(self) -> bool:
@@ -146,8 +163,8 @@ class _GenerationTag(Extension):
 
 
 @lru_cache(maxsize=16)
-def _compiled(source: str) -> Template:
-    sandbox = SandboxedEnvironment(
+def _compiled(source: str) -> tuple[BoundedSandbox, Template]:
+    sandbox = BoundedSandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
     sandbox.globals.pop("lipsum")
@@ -159,7 +176,7 @@ def _compiled(source: str) -> Template:
     )
     sandbox.filters["tojson"] = _to_json
     sandbox.filters["from_json"] = sandbox.filters["fromjson"] = json.loads
-    return sandbox.from_string(source)
+    return sandbox, sandbox.from_string(source)
 
 
 def _copied(value: Any) -> Any:

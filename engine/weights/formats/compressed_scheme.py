@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import regex
+
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.weights.formats.fp8_parts import Fp8BlockFormat, Fp8Format, Int8Format
-from tokenbus.engine.weights.formats.module_names import is_named
+from tokenbus.engine.weights.formats.module_names import compiled, is_named
 from tokenbus.engine.weights.formats.packed_parts import PackedFormat
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ class CompressedScheme:
 def _refuse_pattern(entry: str) -> None:
     """Refuse an entry that is no regular expression though it is written as one."""
     try:
-        re.compile(entry.removeprefix("re:") if entry.startswith("re:") else "")
-    except re.error as error:
+        compiled(entry.removeprefix("re:") if entry.startswith("re:") else "")
+    except regex.error as error:
         raise ModelUnsupported(f"compressed-tensors with the entry {entry}: {error}") from error
 
 

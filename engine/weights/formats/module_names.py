@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
+
+import regex
+
+from tokenbus.engine.errors import ModelUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+# A sound expression takes microseconds; some of a checkpoint's own would take for ever.
+_MATCH_S = 1.0
 # A listed name ends where a module's name does.
 _BOUNDARY = r"(?:(?<=\.)|(?=\.|$))"
+
+
+def compiled(pattern: str) -> regex.Pattern[str]:
+    """Return a regular expression of a checkpoint's. Raises: regex.error if it is none."""
+    return regex.compile(pattern)
+
+
+def starts(pattern: regex.Pattern[str], name: str) -> bool:
+    """Tell whether a name begins as an expression says.
+
+    Raises: ModelUnsupported if that takes longer than any sound expression.
+    """
+    try:
+        return pattern.match(name, timeout=_MATCH_S) is not None
+    except TimeoutError as error:
+        raise ModelUnsupported(
+            f"the quantisation lists modules by {pattern.pattern!r:.200}, an expression that takes"
+            f" more than {_MATCH_S:g} s for {name}"
+        ) from error
 
 
 def is_listed(names: Sequence[str], listed: Iterable[str]) -> bool:
@@ -24,7 +48,8 @@ def is_listed(names: Sequence[str], listed: Iterable[str]) -> bool:
 def is_named(names: Sequence[str], entry: str) -> bool:
     """Tell whether an entry of compressed-tensors is one of the names: exactly, or after `re:`."""
     if entry.startswith("re:"):
-        return any(re.match(entry[3:], name) is not None for name in names)
+        pattern = compiled(entry[3:])
+        return any(starts(pattern, name) for name in names)
     return entry in names
 
 
@@ -42,6 +67,6 @@ def _covers(entry: str, name: str) -> bool:
     if f".{part}." in f".{name}.":
         return True
     try:
-        return re.match(rf"(?:{entry}){_BOUNDARY}", name) is not None
-    except re.error:
+        return starts(compiled(rf"(?:{entry}){_BOUNDARY}"), name)
+    except regex.error:
         return False

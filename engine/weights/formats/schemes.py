@@ -7,15 +7,16 @@ options without a reader are refused by name.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import regex
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.model_folder import broken_if
 from tokenbus.engine.weights.formats.compressed_scheme import CompressedScheme
 from tokenbus.engine.weights.formats.fp8_parts import Fp8BlockFormat, Fp8Format
-from tokenbus.engine.weights.formats.module_names import is_excluded, is_listed
+from tokenbus.engine.weights.formats.module_names import compiled, is_excluded, is_listed, starts
 from tokenbus.engine.weights.formats.packed_parts import AwqFormat, GptqFormat
 
 if TYPE_CHECKING:
@@ -41,14 +42,14 @@ class ListScheme:
     format: PartFormat
     left_out: tuple[str, ...]
     reads_head: bool = False
-    rules: tuple[tuple[re.Pattern[str], PartFormat | None], ...] = ()
+    rules: tuple[tuple[regex.Pattern[str], PartFormat | None], ...] = ()
 
     def format_of(self, names: Sequence[str], *, is_head: bool) -> PartFormat | None:
         """Return the format, None for what was left out."""
         if (is_head and not self.reads_head) or is_listed(names, self.left_out):
             return None
         for pattern, found in self.rules:
-            if any(pattern.match(name) for name in names):
+            if any(starts(pattern, name) for name in names):
                 return found
         return self.format
 
@@ -102,7 +103,7 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme:
         )
     try:
         return read(config)
-    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, regex.error) as error:
         raise ModelUnsupported(
             f"the quantization_config of {method} cannot be read: {type(error).__name__} {error}"
         ) from error
@@ -149,7 +150,7 @@ def _gptq(config: Mapping[str, Any]) -> Scheme:
     # Settings of some modules: of what stands behind `-:` there are none, it is plain.
     rules = tuple(
         (
-            re.compile(pattern.removeprefix("-:").removeprefix("+:")),
+            compiled(pattern.removeprefix("-:").removeprefix("+:")),
             None if pattern.startswith("-:") else format_by({**config, **more}),
         )
         for pattern, more in (config.get("dynamic") or {}).items()

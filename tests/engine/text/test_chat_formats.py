@@ -16,6 +16,8 @@ from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.offline.offline_request import conversation_of
 from tokenbus.engine.text.chat_prompt import ChatRenderer
+from tokenbus.engine.text.templates import bounded_sandbox
+from tokenbus.engine.text.templates.chat_template import ChatTemplate, TemplateRefused
 from tokenbus.engine.text.templates.chat_turns import ChatTurns
 
 # Written here, each in the form of its family.
@@ -331,6 +333,68 @@ def test_templates_reach_nothing_but_their_conversation() -> None:
     )
     assert ChatRenderer(tokenizer_of(growing)).render(given).text.endswith(", 2)")
     assert given == [ASKED]
+
+
+_ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "macros": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}"
+    "{{ m(60) }}",
+    "nothing": "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}"
+    "{% endfor %}",
+}
+_UNBOUNDED = {
+    "joined": "{% set ns = namespace(a='xx') %}"
+    "{% for i in range(60) %}{% set ns.a = ns.a ~ ns.a %}{% endfor %}",
+    "added": "{% set ns = namespace(a='xx') %}"
+    "{% for i in range(60) %}{% set ns.a = ns.a + ns.a %}{% endfor %}",
+    "extended": "{% set l = [1] %}{% for i in range(60) %}{% set _ = l.extend(l) %}{% endfor %}",
+    "multiplied": "{{ messages[0].content * 10000000000 }}",
+    "list": "{{ messages * 10000000000 }}",
+    "power": "{{ (messages | length + 8) ** 999999999 }}",
+    "filter": "{{ messages[0].content | center(20000000000) }}",
+    "indent": "{{ ('a\\n' * 100000) | indent(100000) }}",
+    "method": "{{ messages[0].content.ljust(20000000000) }}",
+    "replace": "{% set a = 'x' * 100000 %}{{ a.replace('x', a) }}",
+    "join": "{% set a = 'x' * 100000 %}{{ a.join(range(99999) | list) }}",
+    "percent": "{{ '%20000000000d' % 1 }}{{ '%*d' % (20000000000, 1) }}",
+    "format": "{{ '%20000000000d' | format(1) }}",
+    "braces": "{{ '{:20000000000}'.format(1) }}",
+    "computed": "{{ '{:{}}'.format(1, 20000000000) }}",
+}
+
+
+@pytest.mark.parametrize("name", _UNBOUNDED)
+def test_template_makes_nothing_without_bounds(name: str) -> None:
+    """A text or a list that would fill the memory is a refusal before it is made."""
+    with pytest.raises(TemplateRefused, match=r"without bounds|width of millions"):
+        ChatTemplate("{{ messages[0].content }}" + _UNBOUNDED[name], {}).render([ASKED])
+
+
+@pytest.mark.parametrize("name", _ENDLESS)
+def test_template_that_renders_for_ever_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once if it does so for any question, else where it is asked that one."""
+    monkeypatch.setattr(bounded_sandbox, "_MAX_RENDER_S", 0.2)
+    with pytest.raises(TemplateRefused, match="renders for more than"):
+        ChatTemplate(_ENDLESS[name], {})
+    trap = (
+        "{% if messages | length > 1 %}" + _ENDLESS[name] + "{% endif %}{{ messages[0].content }}"
+    )
+    template = ChatTemplate(trap, {})
+    with pytest.raises(TemplateRefused, match="renders for more than"):
+        template.render([ASKED, ASKED])
+    assert template.render([ASKED]) == ASKED["content"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{% if 1 %}" * 3000 + "{% endif %}" * 3000, "{% for a in [1] %}" * 30 + "{% endfor %}" * 30],
+)
+def test_template_too_deep_to_compile_is_refused(body: str) -> None:
+    """Whether jinja2 gives up or Python does."""
+    with pytest.raises(TemplateRefused, match="it cannot be compiled"):
+        ChatTemplate(body, {})
 
 
 @pytest.mark.processes

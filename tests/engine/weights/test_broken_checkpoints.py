@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from models.stored_checkpoint import (
 from safetensors.torch import save_file
 from transformers import Starcoder2Config
 
-from tokenbus.engine.errors import ModelBroken, ModelUnsupported
+from tokenbus.engine.errors import EngineError, ModelBroken, ModelUnsupported
 from tokenbus.engine.types import SamplingParams
 
 if TYPE_CHECKING:
@@ -342,3 +343,85 @@ def test_transformers_code_gets_plain_numbers_alone(tmp_path: Path) -> None:
     case.put(f"{Q_PROJ}.weight", plain)
     case.put(f"{Q_PROJ}.weight_scale", torch.ones(64, 1))
     check_refused(tmp_path, ModelUnsupported, "q_proj.weight_scale is in the checkpoint")
+
+
+_DEEP = '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_brackets_without_end_are_refused(case: StoredCheckpoint, name: str) -> None:
+    """JSON that is deeper than any reader goes is a broken file, not a fault of ours."""
+    (case.folder / name).write_text(_DEEP)
+    check_refused(case.folder, ModelBroken, "recursion")
+
+
+def test_brackets_without_end_of_an_index_are_refused(case: StoredCheckpoint) -> None:
+    """So it is with the index."""
+    (case.folder / INDEX).write_text(_DEEP)
+    check_refused(case.folder, ModelBroken, "is not a safetensors index")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "chat_template.jinja"])
+def test_text_that_fills_the_memory_is_not_read(case: StoredCheckpoint, name: str) -> None:
+    """A file that takes no room on the disk would take all memory when it is parsed."""
+    with (case.folder / name).open("ab") as file:
+        file.truncate(2**30)
+    check_refused(case.folder, ModelBroken, f"{name} of .* has 1073741824 bytes")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_labels": 10**9}, "num_labels of 1000000000"),
+        ({"id2label": dict.fromkeys(map(str, range(70_000)), "x")}, "a list of 70000 entries"),
+        ({"eos_token_id": [10**6] * 70_000}, "a list of 70000 entries"),
+        ({"eos_token_id": [10**6] * 2000}, "config.json lists 2000 tokens"),
+    ],
+)
+def test_lists_without_bounds_are_refused(
+    case: StoredCheckpoint, changes: dict[str, Any], told: str
+) -> None:
+    """Neither names of labels that nobody asks for are made, nor a warning of each token."""
+    case.tell(**changes)
+    check_refused(case.folder, ModelBroken, told)
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "gptq"])
+def test_expressions_that_take_for_ever_are_refused(case: StoredCheckpoint, method: str) -> None:
+    """An expression of a checkpoint, which backtracks without end, has a second."""
+    endless = "(.|..|...)+[!?]"
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+    group = {"targets": [f"re:{endless}"], "weights": weights}
+    told: dict[str, dict[str, Any]] = {
+        "compressed-tensors": {"format": "float-quantized", "config_groups": {"a": group}},
+        "gptq": {"bits": 4, "group_size": 128, "dynamic": {f"-:{endless}": {}}},
+    }
+    case.tell(quantization_config={"quant_method": method, **told[method]})
+    check_refused(case.folder, ModelUnsupported, "an expression that takes more than 1 s")
+
+
+def test_words_of_a_library_have_an_end(case: StoredCheckpoint) -> None:
+    """An error that quotes what it could not read does not fill the log."""
+    told = b'{"a":"' + b"x" * 1_000_000 + b'"}'
+    (case.folder / WEIGHTS).write_bytes(len(told).to_bytes(8, "little") + told)
+    with pytest.raises(ModelBroken, match="cannot be read") as caught:
+        open_model(case.folder)
+    assert len(str(caught.value)) < 2000
+
+
+def test_tokenizer_that_panics_fails_its_text_alone(case: StoredCheckpoint) -> None:
+    """A panic of the library, which is no Exception, ends one prompt and nothing else."""
+    file = case.folder / "tokenizer.json"
+    told = json.loads(file.read_text())
+    pair = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
+    single = [{"SpecialToken": {"id": "<none>", "type_id": 0}}, pair[0]]
+    told["post_processor"] = {
+        "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": {}
+    }  # fmt: skip
+    file.write_text(json.dumps(told))
+    llm = open_model(case.folder)
+    with pytest.raises(EngineError, match="the tokenizer failed"):
+        llm.generate(["a text"], SamplingParams(max_tokens=2))
+    assert llm.generate([[5, 6]], SamplingParams(max_tokens=2))[0].choices[0].token_ids

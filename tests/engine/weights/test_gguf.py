@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,3 +178,51 @@ def test_a_file_that_was_cut_off_is_broken(size: int, llama: Any, tmp_path: Path
     with pytest.raises(EngineError) as caught:
         find_folder(source)
     assert isinstance(caught.value, ModelBroken)
+
+
+def _field(name: str, kind: int, raw: bytes) -> bytes:
+    return struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", kind) + raw
+
+
+_ARRAY, _BYTE = 9, 0
+_HOSTILE = {
+    "array": _field("general.x", _ARRAY, struct.pack("<IQ", _BYTE, 2**60)),
+    "text": _field("general.x", 8, struct.pack("<Q", 2**60)),
+    "key": struct.pack("<Q", 2**60),
+    "nested": _field("general.x", _ARRAY, struct.pack("<IQ", _ARRAY, 1) * 20_000),
+    "kind": _field("general.x", 99, b""),
+}
+
+
+@pytest.mark.parametrize("name", _HOSTILE)
+def test_counts_of_a_file_are_held_against_its_end(name: str, llama: Any, tmp_path: Path) -> None:
+    """Arrays and texts of any length, or that nest for ever, are refused at once."""
+    source = tmp_path / "model.gguf"
+    write_gguf(llama, source)
+    told = source.read_bytes()
+    head, (num_fields,) = told[:16], struct.unpack("<Q", told[16:24])
+    # Where the file ends behind it, nothing is left that could be taken for the array.
+    for rest in (told[24:], b""):
+        source.write_bytes(head + struct.pack("<Q", num_fields + 1) + _HOSTILE[name] + rest)
+        with pytest.raises(ModelBroken, match="no GGUF file that can be read"):
+            find_folder(source)
+
+
+def test_merge_of_no_tokens_is_a_broken_file(llama: Any, tmp_path: Path) -> None:
+    """The library that makes tokenizers knows no class of its own for it."""
+    source = tmp_path / "model.gguf"
+    write_gguf(llama, source)
+    source.write_bytes(source.read_bytes().replace(b"\3\0\0\0\0\0\0\0a b", b"\3\0\0\0\0\0\0\0~ ~"))
+    with pytest.raises(ModelBroken, match="out of vocabulary"):
+        find_folder(source)
+
+
+def test_items_of_a_file_are_bounded(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array of a gigabyte of bytes would take a hundred as objects."""
+    monkeypatch.setattr(gguf_import, "_MAX_ITEMS", 500)
+    source = tmp_path / "model.gguf"
+    write_gguf(llama, source)
+    with pytest.raises(ModelBroken, match="more than 500 items"):
+        find_folder(source)
