@@ -21,8 +21,8 @@ from tokenbus.kernels.launch import (
     require_contiguous,
     wait_for_inputs,
 )
-from tokenbus.kernels.linear.many_rows import many_rows, takes_many_rows
-from tokenbus.kernels.linear.mid_rows import mid_rows, takes_mid_rows
+from tokenbus.kernels.linear.hopper.many_rows import many_rows, takes_many_rows
+from tokenbus.kernels.linear.hopper.mid_rows import mid_rows, takes_mid_rows
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,9 @@ from models.paged_batch import DEVICE, HALF, assert_close
 from tokenbus.kernels import reference
 from tokenbus.kernels.activation import KINDS, ActivationKind
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear import mid_rows as kernel
 from tokenbus.kernels.linear.gated_linear import gated_linear
-from tokenbus.kernels.linear.mid_rows import mid_rows, takes_mid_rows
+from tokenbus.kernels.linear.hopper import mid_rows as kernel
+from tokenbus.kernels.linear.hopper.mid_rows import mid_rows, takes_mid_rows
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")
 
