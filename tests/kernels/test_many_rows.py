@@ -11,7 +11,7 @@ from tokenbus.kernels import reference
 from tokenbus.kernels.activation import KINDS, ActivationKind
 from tokenbus.kernels.linear.fp8_qkv import PageTarget
 from tokenbus.kernels.linear.hopper.many_rows import many_rows, takes_many_rows
-from tokenbus.kernels.linear.hopper.many_rows_qkv import many_rows_qkv
+from tokenbus.kernels.linear.many_rows_qkv import many_rows_qkv
 from tokenbus.kernels.qkv_rope import qkv_rope
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="Gluon has no interpreter")

@@ -1,1 +1,1 @@
-"""Linear layers of many rows for Hopper, written in Gluon."""
+"""Plain linear layers of many rows for Hopper, written in Gluon."""
