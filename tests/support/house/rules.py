@@ -52,6 +52,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "kernels/linear",
             "kernels/sampling",
         ),
+        ("kernels/linear/hopper",),
         ("kernels",),
     ),
     "engine": (

@@ -1,0 +1,1 @@
+"""Plain linear layers of many rows for Hopper, written in Gluon."""
