@@ -58,7 +58,7 @@ _RULED = SamplingPlan(Feature.RANDOM | FILTERS | LOGIT_RULES)
 # addresses that vary with the batch: one that came late would hold everyone up for half a second.
 _WARM_STEPS = (
     *((5, 0), (17, 1), (40, 2), (64, 3), (100, 16)),
-    *((176, 0), (256, 0), (500, 0), (1024, 0), (2048, 0), (4096, 0)),
+    *((256, 0), (500, 0), (1024, 0), (2048, 0), (4096, 0)),
 )
 # Tokens of the scratch prompt whose logits the rehearsal of draws reads.
 _REHEARSED_TOKENS = 5

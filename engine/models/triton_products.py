@@ -35,7 +35,7 @@ from tokenbus.kernels.linear.fp8_qkv import fits_qkv_row, fp8_qkv_row
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import is_tall
 from tokenbus.kernels.linear.gated_linear import gated_linear
-from tokenbus.kernels.linear.hopper.many_rows import takes_many_rows
+from tokenbus.kernels.linear.many_rows import takes_many_rows
 from tokenbus.kernels.linear.many_rows_qkv import fits_heads, many_rows_qkv
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
 from tokenbus.kernels.quantize import (

@@ -157,8 +157,10 @@ def fp8_linear(
     check_scales(x, values, scales, block_outputs, tuning.block_k if tuning else None)
     if isinstance(tuning, BlockRowsTuning | RowsTuning):
         out = torch.empty(num_rows, width_out, dtype=out_dtype, device=values.device)
-        launch = _launch_rows if isinstance(tuning, RowsTuning) else multiply_block_rows
-        launch(x, values, scales, block_outputs, fusion, out, tuning)
+        if isinstance(tuning, RowsTuning):
+            _launch_rows(x, values, scales, block_outputs, fusion, out, tuning)
+        else:
+            multiply_block_rows(x, values, scales, block_outputs, fusion, out, tuning)
         return out
     out = torch.empty(num_rows, values.shape[0], dtype=out_dtype, device=values.device)
     if isinstance(tuning, BlocksTuning):

@@ -21,8 +21,7 @@ from tokenbus.kernels.launch import (
     require_contiguous,
     wait_for_inputs,
 )
-from tokenbus.kernels.linear.hopper.many_rows import many_rows, takes_many_rows
-from tokenbus.kernels.linear.hopper.mid_rows import mid_rows, takes_mid_rows
+from tokenbus.kernels.linear.many_rows import many_rows, takes_many_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,8 +117,8 @@ def gated_linear(
 ) -> Tensor:
     """Return act(x Wg^T + bg) * (x Wu^T + bu).
 
-    Goes through `mid_rows`, `many_rows`, or cuBLAS and `gated_act`, for numbers of rows at which
-    they are as fast, unless `tuning` is given.
+    Goes through `many_rows`, or cuBLAS and `gated_act`, for numbers of rows at which they are as
+    fast, unless `tuning` is given.
 
     Args:
         x: [M, K], contiguous. weight: [2 N, K], contiguous, gate rows first, dtype of x.
@@ -135,8 +134,6 @@ def gated_linear(
     require_contiguous(x=x, weight=weight, bias=bias)
     width_out = weight.shape[0] // 2
     tuning = tuning or choose_gated_tuning(num_rows, weight)
-    if tuning is None and bias is None and takes_mid_rows(x, weight):
-        return mid_rows(x, weight, act)
     if tuning is None and bias is None and takes_many_rows(x, weight, width_out):
         return many_rows(x, weight, act)
     if tuning is None:

@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from tokenbus.kernels.hopper import corner, described, store_tile
 from tokenbus.kernels.launch import ceil_div, num_processors, require, require_contiguous
-from tokenbus.kernels.linear.hopper.many_rows import (
+from tokenbus.kernels.linear.many_rows import (
     GROUP,
     STAGES,
     STEP_COLUMNS,

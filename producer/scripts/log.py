@@ -168,9 +168,10 @@ class LogScripts:
 
         Returns: the answers of those that were not simply written, by their numbers.
         """
-        packed, *told = batch.pack()
+        packed, *messages = batch.pack()
+        told: list[Argument] = [*messages]
         if until_ms:
-            told = [*(told or [b""]), until_ms]
+            told = [*(messages or [b""]), until_ms]
         answers = await self._runner.run(
             "begin",
             self._keys.log_prefix(shard),

@@ -10,7 +10,7 @@ from models.paged_batch import DEVICE, HALF, assert_close
 from tokenbus.kernels import reference
 from tokenbus.kernels.activation import KINDS, ActivationKind
 from tokenbus.kernels.linear.fp8_qkv import PageTarget
-from tokenbus.kernels.linear.hopper.many_rows import many_rows, takes_many_rows
+from tokenbus.kernels.linear.many_rows import many_rows, takes_many_rows
 from tokenbus.kernels.linear.many_rows_qkv import many_rows_qkv
 from tokenbus.kernels.qkv_rope import qkv_rope
 

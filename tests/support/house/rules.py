@@ -52,7 +52,6 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "kernels/linear",
             "kernels/sampling",
         ),
-        ("kernels/linear/hopper",),
         ("kernels",),
     ),
     "engine": (

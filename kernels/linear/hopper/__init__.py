@@ -1,1 +1,0 @@
-"""Plain linear layers of many rows for Hopper, written in Gluon."""
