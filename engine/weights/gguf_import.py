@@ -67,7 +67,7 @@ _MAX_ITEMS = 2**21
 _KIND_BYTES = 4
 
 
-class _Reader(gguf.GGUFReader):
+class _BoundedGguf(gguf.GGUFReader):
     """Reads a file whose counts and lengths are anything at all.
 
     gguf's own reader takes what lies past a file's end for nothing.
@@ -122,7 +122,7 @@ def convert_gguf(source: Path, target: Path, progress: Callable[[float], None]) 
         a field, a tensor or a type of blocks that is not known.
     """
     try:
-        reader = _Reader(source)
+        reader = _BoundedGguf(source)
         fields = {name: item.contents() for name, item in reader.fields.items()}
         named = str(fields.get("general.architecture"))
         tables = [item for item in reader.tensors if item.name == _ROPE_TABLE]

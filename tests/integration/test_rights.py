@@ -104,7 +104,11 @@ async def test_reader_producer_and_worker_do_with_their_lines(
             assert (await follow(reader, cancelled)).reason == "cancelled"
             assert (await reader.result(job, PATIENCE_S)).text == expected_text(1, 20)
             assert len((await reader.status()).workers) == 1
-            assert [each.job_id for each in (await reader.list_jobs()).jobs] == []
+
+            async def all_have_ended() -> bool:
+                return (await reader.list_jobs()).jobs == ()
+
+            await until(all_have_ended)
             assert await living_pools(reader.scripts) is not None
             await producer.pause()
             await producer.resume()
