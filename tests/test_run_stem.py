@@ -24,6 +24,11 @@ import wave
 def test_nothing():
     raise AssertionError
 """
+WITH_GPU = """
+import sys, types, wave
+
+sys.modules["torch"] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_available=lambda: True))
+"""
 
 
 @pytest.mark.processes
@@ -38,4 +43,15 @@ def test_process_is_forked_with_what_its_tests_import(tmp_path: Path) -> None:
         executed = group.makegateway("popen").remote_exec(_REPORT).receive()
         group.terminate(timeout=PATIENCE_S)
     assert forked == (stem.process.pid, True, 1)
+    assert executed == (os.getpid(), False, 1)
+
+
+@pytest.mark.processes
+def test_nothing_is_forked_where_there_is_a_gpu(tmp_path: Path) -> None:
+    """CUDA does not outlive a fork: each process imports for itself and finds its devices."""
+    (tmp_path / "test_planted.py").write_text(WITH_GPU)
+    group = execnet.Group(execmodel="main_thread_only")
+    with run_stem.planted([tmp_path]):
+        executed = group.makegateway("popen").remote_exec(_REPORT).receive()
+        group.terminate(timeout=PATIENCE_S)
     assert executed == (os.getpid(), False, 1)

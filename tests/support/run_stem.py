@@ -2,7 +2,8 @@
 
 Each would import them for itself, with torch, transformers and the packages, for about twenty
 seconds of CPU time. The stem does it once, while the CPU's kernels compile on another core; it has
-neither run a test nor read a `conftest.py` when a process is forked from it.
+neither run a test nor read a `conftest.py` when a process is forked from it. Where there is a CUDA
+device it ends instead, and they import for themselves: a fork of who has looked at one has none.
 """
 
 from __future__ import annotations
@@ -113,6 +114,8 @@ def main(args: list[str]) -> None:
     with redirect_stdout(io.StringIO()):
         options = ["-n0", "--noconftest", "--collect-only", "-s", "-pno:cacheprovider"]
         pytest.main([*options, *args[1:]], plugins=[_Importer()])
+    if _has_cuda():
+        os._exit(0)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
@@ -128,6 +131,12 @@ def main(args: list[str]) -> None:
             os.close(handle)
         with suppress(BrokenPipeError):
             line.send(_NUMBER.pack(pid))
+
+
+def _has_cuda() -> bool:
+    """Tell whether the modules have a CUDA device, which may be in use since they were imported."""
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_available())
 
 
 def _serve(stdin: int, stdout: int) -> None:
