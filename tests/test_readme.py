@@ -42,6 +42,7 @@ NOT_RUN = {
     "tokenbus worker --engine null --redis redis://127.0.0.1:6390/0": (
         "tests/deploy/test_newcomer.py types all of docs/incidents.md"
     ),
+    "TOKENBUS_NULL_TOKENS_PER_S=20 TOKENBUS_NULL_CRASH_ID=33 tokenbus worker": "as the line before",
     "tokenbus dead list --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus worker --model smollm2-135m --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus worker --model MODEL --replicas": "tests/integration/test_replicas.py runs replicas",

@@ -9,6 +9,7 @@ from unittest.mock import Mock
 from patience import PATIENCE_S
 from workers.parts import a_member, an_engine
 
+from tokenbus.producer.scripts.lease import Renewal
 from tokenbus.producer.scripts.replies import HeldEntry, PulledJob
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.worker.held.held_job import Phase
@@ -46,9 +47,9 @@ class StubLeases:
     def __init__(self) -> None:
         self.held: list[HeldEntry] = []
 
-    async def renew(self, *_: object) -> list[HeldEntry]:
+    async def renew(self, *_: object) -> Renewal:
         """Say what is held."""
-        return list(self.held)
+        return Renewal(list(self.held), 1_700_000_000_000)
 
 
 def a_lease() -> tuple[Lease, PoolMember, StubLeases, OpenSession, Mock]:
