@@ -42,9 +42,12 @@ def keep_language() -> None:
 
 
 def _refuse_overflow(_: Any, left: Any, right: Any, operation: Callable[..., Any]) -> None:
-    """Compute in 64 bits and look at the range. Raises: AssertionError, outside of it."""
+    """Compute in 64 bits and look at the range. Raises: AssertionError, outside of it.
+
+    Numbers without a sign go round, as hashes want them to.
+    """
     kind, name = left.type.scalar, operation.__name__
-    if kind.int_bitwidth >= 64:
+    if kind.int_bitwidth >= 64 or kind.is_int_unsigned():
         return
     values = [side.handle.data.astype(np.int64) for side in (left, right)]
     exact = _ON_INTEGERS[name](*values)
