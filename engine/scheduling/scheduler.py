@@ -14,6 +14,7 @@ It is one file because all of it moves sequences between the same two lists, wai
 from __future__ import annotations
 
 from bisect import insort
+from itertools import islice
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -84,9 +85,12 @@ class Scheduler:
             _insert(self.waiting, seq)
 
     def fills_step(self) -> bool:
-        """Tell whether what waits is, by its tokens, as much as a step may compute."""
+        """Tell whether what waits is, by its tokens, as much as a step may compute.
+
+        Asked for each sequence that comes, so it looks at no more of them than there are rows for.
+        """
         room = self.sizer.max_tokens
-        for seq in self.waiting:
+        for seq in islice(self.waiting, len(self._free_rows)):
             if not seq.awaits_grammar:
                 room -= len(seq.token_ids)
             if room <= 0:

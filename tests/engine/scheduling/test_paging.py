@@ -147,3 +147,11 @@ def test_prompts_fill_a_step_by_what_waits() -> None:
     other.awaits_grammar = False
     bench.step()
     assert not bench.scheduler.fills_step()
+
+
+def test_prompts_that_find_no_row_fill_no_step() -> None:
+    """However many wait, each that comes looks at no more than may begin."""
+    bench = Bench(budget=100, max_num_seqs=1)
+    bench.add(60)
+    bench.add(60)
+    assert not bench.scheduler.fills_step()
